@@ -79,8 +79,8 @@ def _no_bars() -> Iterator[None]:
     finally:
         if on: hf_logging.enable_progress_bar()
 
-# %% ../nbs/lib/02_models.ipynb #00c5ff27
-def _from_files(source:str, dtype, trust_remote_code:bool) -> PreTrainedModel:
+# %% ../nbs/lib/02_models.ipynb #12439a7f
+def _from_files(source:str, dtype:torch.dtype|None, trust_remote_code:bool) -> PreTrainedModel:
     "Read a checkpoint from a folder, the local hub cache or the hub; every weight must be in it."
     local = Path(source).is_dir()
     try:

@@ -81,13 +81,13 @@ def _plain(o:Any, path:str) -> Any:
     if o is None or isinstance(o, (bool, int, float, str)): return o
     raise TypeError(f"{path} is a {type(o).__name__}, which has no JSON form: expected a number, a string, a list or a dictionary of these")
 
-# %% ../nbs/lib/13_results.ipynb #94007ac0
+# %% ../nbs/lib/13_results.ipynb #906c3455
 def provenance(
     seconds:float,         # How long the run took
     seeds:Iterable[int],   # Every seed it used
     data:Mapping={},       # Name of a data set: hash of its content
     weights:Mapping={},    # Name of a model: hash of its weights
-    device='cpu',          # Where it ran; a name or a `torch.device`
+    device:str='cpu',      # Where it ran, as `torch.device` names it
     state:Tree|None=None,  # The tree when the run began; by default as it is now
 ) -> dict:                 # Plain JSON
     "Say how a result was made: code, versions, device, time, seeds, data, weights, day."
@@ -127,7 +127,7 @@ def _home(name:str, scale:str, folder:Path|str|None, scratch:bool=False) -> Path
     here = _results(folder)
     return (here/'scratch' if scratch or scale == 'smoke' else here)/f'{name}-{scale}.json'
 
-# %% ../nbs/lib/13_results.ipynb #f19ba328
+# %% ../nbs/lib/13_results.ipynb #5021eefc
 def record(
     name:str,                    # Experiment
     scale:str,                   # One of `SCALES`
@@ -137,13 +137,14 @@ def record(
     seeds:Iterable[int],         # Every seed it used
     data:Mapping={},             # Name of a data set: hash
     weights:Mapping={},          # Name of a model: hash
-    device='cpu',                # Where it ran
+    device:str='cpu',            # Where it ran, as `torch.device` names it
     folder:Path|str|None=None,   # The folder of records; by default `results` in the repository
     state:Tree|None=None,        # `tree_state` when the run began; by default now
+    scratch:bool=False,          # Whether it belongs to scratch in any case, such as with another configuration than the file's
 ) -> Path:                       # The file: in `scratch` below `folder` for smoke runs and dirty trees
     "Write the record of one run as JSON, whole or not at all."
     made = provenance(seconds, seeds, data, weights, device, state)
-    path = _home(name, scale, folder, scratch=made['dirty'] is not False)
+    path = _home(name, scale, folder, scratch or made['dirty'] is not False)
     head = {'name':name, 'scale':scale, 'config':_plain(config, 'config'), 'provenance':made}
     lines = ',\n'.join('  ' + json.dumps(r, ensure_ascii=False) for r in _tidy(rows))
     text = json.dumps(head, indent=1, ensure_ascii=False)[:-2] + f',\n "rows": [\n{lines}\n ]\n}}\n'
