@@ -33,7 +33,13 @@ __all__ = ['ROLES', 'EXPERTS', 'PAIRS', 'COMPARED', 'STEP', 'LOSS', 'CHANGE', 'F
            'similarity_rows', 'measure', 'critical_rows', 'critical', 'loss_against_cka', 'within_seeds', 'draw',
            'beside', 'claims']
 
-# %% ../nbs/lib/20_over_time.ipynb #202c9545
+# %% ../nbs/lib/20_over_time.ipynb #d85e39f0
+ROLES = ('general', 'maths', 'code', 'adaptation')
+EXPERTS = {'maths':'maths', 'code':'code', 'maths again':'maths'} # Expert: its domain
+PAIRS = {'maths + code':('maths', 'code'), 'maths + maths again':('maths', 'maths again')}
+COMPARED = {'general': (('maths','code'), ('maths','base'), ('code','base')), # By text: whose hidden states are compared
+            'adaptation': (('maths','code'), ('maths','base'), ('code','base'), ('maths','maths again'), ('merged','maths'), ('merged','code'))}
+
 class DomainConfig(Frozen):
     "Where a domain's texts come from; see `load_domain`."
     source:str
@@ -46,6 +52,7 @@ class BaseConfig(Frozen):
     shares:dict[str,float]
     train:FinetuneConfig
 
+# %% ../nbs/lib/20_over_time.ipynb #75fee40d
 class OverTimeConfig(Frozen):
     "Everything that decides the rows of `over-time`, but for the data folder."
     seeds:tuple[int,...]
@@ -75,12 +82,6 @@ class OverTimeConfig(Frozen):
         if not self.hub and not self.base: raise ValueError("`base` is missing: without `hub`, the base must be trained")
         if self.base and (unknown := set(self.base.shares)-set(self.domains)): raise ValueError(f"`base.shares` names unknown domains: {sorted(unknown)}")
         return self
-
-ROLES = ('general', 'maths', 'code', 'adaptation')
-EXPERTS = {'maths':'maths', 'code':'code', 'maths again':'maths'} # Expert: its domain
-PAIRS = {'maths + code':('maths', 'code'), 'maths + maths again':('maths', 'maths again')}
-COMPARED = {'general': (('maths','code'), ('maths','base'), ('code','base')), # By text: whose hidden states are compared
-            'adaptation': (('maths','code'), ('maths','base'), ('code','base'), ('maths','maths again'), ('merged','maths'), ('merged','code'))}
 
 # %% ../nbs/lib/20_over_time.ipynb #2eceb270
 @dataclass
