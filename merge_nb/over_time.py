@@ -365,7 +365,7 @@ def _draw_control(df, ax):
     ax.axhline(0, color='#888888', lw=.8)
     return ax
 
-# %% ../nbs/lib/20_over_time.ipynb #84e9979d
+# %% ../nbs/lib/20_over_time.ipynb #b9b78e1c
 def _draw_cka_loss(df, ax, domain='adaptation'):
     from merge_nb.figures import scatter_plot
     d = loss_against_cka(df, domain)
@@ -385,7 +385,7 @@ FIGURES:dict[str,tuple[Callable,str]] = {
     'Spaces': (_draw_spaces, 'Merging helps, and then less. Loss of the best merge minus that of the base, in activations and on two paths in weights; the vertical line is the critical step of the activation merge.'),
     'Control': (_draw_control, 'Two domains against two runs of one. Merged loss minus that of the better expert; below zero merging helps.'),
     'CKA and loss': (_draw_cka_loss, 'Similarity and merged loss. One point a rung and seed; ρ is the rank correlation within seeds over the rungs after the base.'),
-    'CKA and loss, general': (lambda df, ax: _draw_cka_loss(df, ax, 'general'), 'The same with similarity measured on general text.'),
+    'CKA and loss on general text': (lambda df, ax: _draw_cka_loss(df, ax, 'general'), 'The same with similarity measured on general text.'),
     'CKA by layer': (_draw_cka, 'The experts part from the top. CKA by layer (from the embedding up) over fine-tuning, mean over seeds.')}
 
 # %% ../nbs/lib/20_over_time.ipynb #c34f9364
