@@ -16,10 +16,10 @@ HERE = Path(__file__).resolve().parent
 FILE, ALL = HERE/'results.json', ('cka', 'finetune', 'startup')
 
 def state() -> Tree:
-    "The commit, and whether anything but records and measurements has changed since."
+    "The commit, and whether anything but records, measurements and the pages that show them has changed since."
     commit, dirty = tree_state(HERE.parent)
-    if dirty: dirty = bool(subprocess.run(['git', '-C', str(HERE.parent), 'status', '--porcelain', '--', '.', ':(exclude)results', f':(exclude)benchmarks/{FILE.name}'],
-                                          capture_output=True, text=True, check=True).stdout)
+    kept = [f':(exclude){p}' for p in ('results', f'benchmarks/{FILE.name}', 'nbs/paper')]
+    if dirty: dirty = bool(subprocess.run(['git', '-C', str(HERE.parent), 'status', '--porcelain', '--', '.', *kept], capture_output=True, text=True, check=True).stdout)
     return Tree(commit, dirty)
 
 def run(name:str, threads:int) -> dict[str, list[dict]]:
