@@ -67,12 +67,12 @@ class Cell:
 
 class Notebook:
     "A notebook of the site."
-    def __init__(self, path):
+    def __init__(self, path, top=NBS):
         self.path = Path(path)
         self.json = json.loads(self.path.read_text(encoding='utf-8'))
         self.cells = [Cell(c) for c in self.json['cells']]
-        self.kind = self.path.parent.name if self.path.parent != NBS else 'index'
-        self.name = self.path.relative_to(NBS).as_posix()
+        self.kind = self.path.parent.name if self.path.parent != top else 'index'
+        self.name = self.path.relative_to(top).as_posix()
         self.number, _, self.stem = self.path.stem.partition('_')
 
     @property

@@ -164,7 +164,7 @@ def test_site_processes_every_notebook(pages):
 def test_pages_show_the_code_they_explain(pages):
     "Every exported definition is on its page, no directive of nbdev is left, and nothing failed on the way."
     for p in notebooks():
-        nb, page = Notebook(p), Notebook(pages/p.relative_to(NBS))
+        nb, page = Notebook(p), Notebook(pages/p.relative_to(NBS), pages)
         code = '\n'.join(c.code for c in page.code)
         for name in [n for c in nb.code if c.has('export', 'exports') for n in defined(c)]:
             assert re.search(rf'^(?:class |def )?{re.escape(name)}\b', code, re.M), f'{nb.name}: `{name}` is not on the page'
