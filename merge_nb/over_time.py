@@ -378,7 +378,7 @@ FIGURES:dict[str,tuple[Callable,str]] = {
     'CKA and loss on general text': (lambda df, ax: _draw_cka_loss(df, ax, 'general'), 'The same with similarity measured on general text.'),
     'CKA by layer': (_draw_cka, 'The experts part from the top. CKA by layer (from the embedding up) over fine-tuning, mean over seeds.')}
 
-# %% ../nbs/lib/20_over_time.ipynb #c34f9364
+# %% ../nbs/lib/20_over_time.ipynb #54a26ade
 def draw(
     title:str,           # A key of `FIGURES`
     df:pd.DataFrame,     # Rows of a record
@@ -393,7 +393,7 @@ def _figures(
     "Draw what the summary page shows."
     return {title: (draw(title, df), text) for title,(_,text) in FIGURES.items()}
 
-MEASURED = ('loss', 'accuracy', 'value', 'chosen', 'expert_loss', 'base_loss', 'barrier', 'best_step', 'low', 'high', 'interior', 'gain', 'harm',
+MEASURED = ('loss', 'accuracy', 'value', 'chosen', 'expert_loss', 'base_loss', 'barrier', 'best_step', 'low', 'high', 'interior', *(f'{k}{end}' for k in ('gain','harm') for end in ('','_low','_high')),
             *(f'over_{k}{end}' for k in ('base','expert') for end in ('','_low','_high')))
 EXPERIMENT = register(Experiment('over-time', OverTimeConfig, _rows, _figures, _work, MEASURED))
 
@@ -407,29 +407,30 @@ def beside(
     for ax,r in zip(axes, records): draw(title, r.df, ax)
     return axes
 
-# %% ../nbs/lib/20_over_time.ipynb #3dec6f39
-def _claim(text:str, unit:str, value:float, low:float, high:float, holds:bool) -> dict:
-    "Write a claim as a row."
-    return dict(claim=text, unit=unit, value=float(value), low=float(low), high=float(high), holds=bool(holds))
+# %% ../nbs/lib/20_over_time.ipynb #a65054a5
+def _claim(whose:str, text:str, unit:str, made_of:str, values, holds:bool|None) -> dict:
+    "Write a claim as a row; `values` are the value and the ends of its range."
+    return dict(zip(('value','low','high'), map(float, values)), claim=text, whose=whose, unit=unit, range=made_of, holds=holds)
 
 def claims(
     df:pd.DataFrame, # Rows of a record
-) -> pd.DataFrame:   # claim, unit, value, low, high, holds
-    "Hold the claims of the study against a record."
-    best = _pick(df, kind='best', pair='maths + code', space='activations').sort_values(['seed','step'])
-    lerp = _pick(df, kind='best', pair='maths + code', space='lerp').sort_values(['seed','step'])
-    same = _pick(df, kind='best', pair='maths + maths again', space='activations')
-    c,last,cka = critical(df), best.step.max(), loss_against_cka(df)
-    top,end,late = best[best.step==c.best_step], best[best.step==last], cka[cka.step>=c.best_step]
-    per_seed = df[(df.kind=='critical') & (df.pair=='maths + code') & (df.space=='activations') & df.seed.notna()]
-    gap = (best.loss.to_numpy()-lerp.loss.to_numpy())[best.step.to_numpy()>0]
-    fall,tie = within_seeds(cka, 'step', 'cka'), within_seeds(late, 'cka', 'change') if late.step.nunique()>2 else (float('nan'),)*3
-    control = same[same.step==last].over_expert
+) -> pd.DataFrame:   # value, low, high, claim, whose, unit, range, holds (None: not testable)
+    "Hold the claims against a record."
+    best,lerp = [_pick(df, kind='best', pair='maths + code', space=s).sort_values(['seed','step']) for s in ('activations','lerp')]
+    same,c,cka = _pick(df, kind='best', pair='maths + maths again', space='activations'), critical(df), loss_against_cka(df)
+    end,late = best[best.step==best.step.max()], cka[cka.step>=c.best_step]
+    def spread(x): return x.mean(), x.min(), x.max()
+    fall = within_seeds(cka, 'step', 'cka')
+    tie = within_seeds(late, 'cka', 'change') if late.step.nunique()>2 else (float('nan'),)*3
+    alone,cross = [-d[d.step>0].over_expert for d in (same, best)]
+    gap = (lerp.loss.to_numpy()-best.loss.to_numpy())[best.step.to_numpy()==best.step.max()]
+    drawn,seeds = '95 %, documents and seeds', 'from seed to seed'
     return pd.DataFrame([
-        _claim('merging first helps', 'nats below the base', -top.over_base.mean(), -top.over_base_high.max(), -top.over_base_low.min(), (top.over_base_high<0).all()),
-        _claim('and later hurts', 'nats above the best step', c.harm, per_seed.harm.min(), per_seed.harm.max(), c.interior>=.95 and per_seed.harm.min()>0),
-        _claim('the merge beats the better expert', 'nats below it, at the end', -end.over_expert.mean(), -end.over_expert_high.max(), -end.over_expert_low.min(), (end.over_expert_high<0).all()),
-        _claim('similarity falls with fine-tuning', 'rank correlation of step and CKA', *fall, fall[2]<0),
-        _claim('past the best step, less similar experts merge worse', 'rank correlation of CKA and loss', *tie, tie[2]<0),
-        _claim('two runs of one expert gain nothing by merging', 'nats below the better, at the end', -control.mean(), -control.max(), -control.min(), abs(control.mean())<.1*abs(end.over_expert.mean())),
-        _claim('activations merge better than weights', 'nats below lerp, mean of all steps', -gap.mean(), -gap.max(), -gap.min(), gap.max()<0)])
+        _claim('study', 'merging first helps', 'nats below the base, at the best step', drawn, (c.gain, c.gain_low, c.gain_high), c.gain_low>0),
+        _claim('study', 'and later hurts', 'nats above the best step, at the end', drawn, (c.harm, c.harm_low, c.harm_high), c.harm_low>0 and c.interior>=.95),
+        _claim('ours', 'the merge beats the better expert', 'nats below it, at the end', 'widest 95 % of any seed, documents',
+               (-end.over_expert.mean(), -end.over_expert_high.max(), -end.over_expert_low.min()), (end.over_expert_high<0).all()),
+        _claim('study', 'similarity falls with fine-tuning', 'rank correlation of step and CKA', '95 %, steps and seeds', fall, fall[2]<0),
+        _claim('study', 'past the best step, less similar experts merge worse', 'rank correlation of CKA and loss', '95 %, steps and seeds', tie, tie[2]<0 if tie[2]==tie[2] else None),
+        _claim('ours', 'two runs of one expert gain less than a tenth of that', 'nats below the better, mean of all steps', 'single steps and seeds', spread(alone), alone.mean()<.1*cross.mean()),
+        _claim('ours', 'activations merge better than weights in the end', 'nats below lerp, at the last step', seeds, spread(gap), gap.min()>0)])
