@@ -99,7 +99,7 @@ class Progress:
     def __exit__(self, *_) -> None:
         if self.bars: self.bars.stop()
 
-# %% ../nbs/lib/15_experiments.ipynb #7ae80134
+# %% ../nbs/lib/15_experiments.ipynb #5c269986
 @patch
 def left(self:Progress) -> float: # Seconds; NaN before there is a pace
     "Estimate the seconds left from the pace of the work done so far."
@@ -109,7 +109,6 @@ def left(self:Progress) -> float: # Seconds; NaN before there is a pace
 def add(self:Progress,
     title:str,         # Of the stage
     work:float,        # Units done since the last call
-    of:float,          # Units of the whole stage
     share:float,       # Of the stage, done by now: 1 at its end
     cached:bool=False, # Whether this work was found and not done
 ) -> None:
@@ -139,7 +138,7 @@ class Run:
     fresh:bool = False       # Whether to do again what earlier runs left in the cache
     made:set[Path] = field(default_factory=set)               # What this run itself has put there
 
-# %% ../nbs/lib/15_experiments.ipynb #31a6b4f1
+# %% ../nbs/lib/15_experiments.ipynb #395c265f
 @patch
 def stage(self:Run,
     title:str,                 # For the progress bar
@@ -157,10 +156,10 @@ def stage(self:Run,
         with write_beside(path) as tmp: tmp.write_text(json.dumps(got))
     self.made.add(path)
     self.seconds += got['seconds']
-    self.progress.add(title, work, work, 1., cached)
+    self.progress.add(title, work, 1., cached)
     return got['value']
 
-# %% ../nbs/lib/15_experiments.ipynb #4be8447e
+# %% ../nbs/lib/15_experiments.ipynb #db49e947
 @patch
 def train(self:Run,
     title:str,     # For the progress bar
@@ -175,7 +174,7 @@ def train(self:Run,
     self.made.add(out)
     def reach(step, cached):
         nonlocal last
-        if step > last: self.progress.add(title, step-last, config.steps, step/config.steps, cached)
+        if step > last: self.progress.add(title, step-last, step/config.steps, cached)
         last = step
     def on_step(step, loss):
         if not last: reach(step-1, True) # where an earlier run was killed
