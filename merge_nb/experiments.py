@@ -50,7 +50,7 @@ def find(
     if choose(name, names(), 'experiment') not in EXPERIMENTS: importlib.import_module(f"merge_nb.{name.replace('-', '_')}")
     return EXPERIMENTS[name]
 
-# %% ../nbs/lib/15_experiments.ipynb #13fb4817
+# %% ../nbs/lib/15_experiments.ipynb #cdb83ffc
 def _merged(a:dict, b:dict) -> dict:
     "Lay `b` over `a`, table by table."
     return a | {k: _merged(a[k], v) if isinstance(v, dict) and isinstance(a.get(k), dict) else v for k,v in b.items()}
@@ -66,9 +66,10 @@ def load_config(
     experiment,path = find(name), Path(file) if file else root()/'experiments'/f'{name}.toml'
     if not path.is_file(): raise FileNotFoundError(f"`name`: experiment {name!r} has no configuration file {path}")
     data = tomllib.loads(path.read_text(encoding='utf-8'))
-    scales = data.pop('scale', {})
+    scales,include = data.pop('scale', {}), data.pop('include', {})
     for s in scales: choose(s, SCALES, 'scale')
-    return experiment.config.read(_merged(_merged(data, scales.get(scale, {})), changes))
+    taken = {field: load_config(other, scale).model_dump(mode='json') for field,other in include.items()}
+    return experiment.config.read(_merged(_merged(_merged(taken, data), scales.get(scale, {})), changes))
 
 # %% ../nbs/lib/15_experiments.ipynb #903971ee
 def _bars():
@@ -159,17 +160,19 @@ def stage(self:Run,
     self.progress.add(title, work, 1., cached)
     return got['value']
 
-# %% ../nbs/lib/15_experiments.ipynb #db49e947
+# %% ../nbs/lib/15_experiments.ipynb #9a4220fa
 @patch
 def train(self:Run,
     title:str,     # For the progress bar
     model:Any,     # Where to start: a causal language model
     blocks:Any,    # What to learn: a data set of token blocks, or token ids (n, context)
     config:Frozen, # A `FinetuneConfig`
+    objective:Callable|None=None, # Another loss to lower than `next_token_loss`
 ) -> Path:         # The folder with the ladder
     "Fine-tune `model` on `blocks`, or find it done."
-    from merge_nb.finetune import finetune, run_key
-    out,last = self.cache/'finetune'/run_key(model, blocks, config), 0
+    from merge_nb.finetune import finetune, next_token_loss, run_key
+    objective = objective or next_token_loss
+    out,last = self.cache/'finetune'/run_key(model, blocks, config, objective), 0
     if self.fresh and out not in self.made: shutil.rmtree(out, ignore_errors=True)
     self.made.add(out)
     def reach(step, cached):
@@ -179,7 +182,7 @@ def train(self:Run,
     def on_step(step, loss):
         if not last: reach(step-1, True) # where an earlier run was killed
         reach(step, False)
-    finetune(model, blocks, config, out, on_step, self.device)
+    finetune(model, blocks, config, out, on_step, self.device, objective)
     reach(config.steps, True)
     self.seconds += json.loads((out/'done.json').read_text())['seconds']
     return out
