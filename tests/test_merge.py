@@ -1,0 +1,154 @@
+"Properties of merging that hold for any weights: copies, order, scale, limits, types, and independence of the order of tensors."
+import math
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings, strategies as st
+from merge_nb.merge import METHODS, TiesScan, merge
+
+OPTIONS = dict(ties=dict(density=.6), dare=dict(density=.6), breadcrumbs=dict(density=.6, gamma=.1), slerp=dict(t=.3))
+MEASURED = {k: m.data for k, m in METHODS.items() if m.data}
+AVERAGES = ['linear', 'slerp', 'karcher', 'fisher', 'regmean']               # of copies: the copy
+VECTORS = [k for k, m in METHODS.items() if m.needs_base]
+SCALED = [k for k in VECTORS if 'lambda_' in METHODS[k].options]
+WHOLE = dict(ties=dict(density=1.), dare=dict(density=1.), breadcrumbs=dict(density=1., gamma=0.), della=dict(density=1., epsilon=0.),
+             consensus=dict(k=1), task_arithmetic={}, magmax={}, tall_mask={})  # options that drop nothing
+RANDOM = {'dare', 'della'}
+FLOATS = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+SHAPES = st.lists(st.lists(st.integers(0, 5), max_size=3).map(tuple), min_size=1, max_size=3)
+quick = settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+
+
+def states(shapes, n, seed, dtype=torch.float32):
+    "Draw `n` state dicts."
+    g = torch.Generator().manual_seed(seed)
+    return [{f'h.{i}.w': torch.randn(s, generator=g).to(dtype) for i, s in enumerate(shapes)} | {'ids': torch.arange(3)} for _ in range(n)]
+
+
+def options(name, experts, seed=0):
+    "Give a method the options it needs here."
+    g = torch.Generator().manual_seed(seed)
+    measured = [{k: torch.rand(w.shape, generator=g) for k, w in e.items()} if name == 'fisher' else
+                {k: torch.eye(w.shape[1])*(1 + i) for k, w in e.items() if w.ndim == 2} for i, e in enumerate(experts)]
+    return OPTIONS.get(name, {}) | ({MEASURED[name]: measured} if name in MEASURED else {})
+
+
+def close(a, b, eps=1e-4):
+    assert list(a) == list(b)
+    for k in a: torch.testing.assert_close(a[k].double(), b[k].double(), atol=eps, rtol=eps)
+
+
+@pytest.mark.parametrize('name', METHODS)
+@quick
+@given(shapes=SHAPES, seed=st.integers(0, 99), dtype=st.sampled_from(FLOATS))
+def test_keeps_names_types_and_inputs(name, shapes, seed, dtype):
+    a, b, base = states(shapes, 3, seed, dtype)
+    before = [{k: w.clone() for k, w in s.items()} for s in (a, b, base)]
+    out = merge(name, [a, b], base, **options(name, [a, b]))
+    assert [(k, w.dtype, w.shape) for k, w in out.items()] == [(k, w.dtype, w.shape) for k, w in base.items()]
+    for now, then in zip((a, b, base), before): assert all(torch.equal(now[k], then[k]) for k in now)
+    assert all(w.isfinite().all() for w in out.values())
+
+
+@pytest.mark.parametrize('name', AVERAGES)
+@quick
+@given(shapes=SHAPES, seed=st.integers(0, 99), n=st.integers(1, 4))
+def test_copies_give_the_copy(name, shapes, seed, n):
+    a, = states(shapes, 1, seed)
+    copies = [a]*(2 if name == 'slerp' else n)
+    close(merge(name, copies, **options(name, copies)), a)
+    if name == 'linear': assert all(torch.equal(w, a[k]) for k, w in merge(name, copies).items())
+
+
+@pytest.mark.parametrize('name', sorted(set(METHODS) - RANDOM - {'slerp', 'tall_mask'}))
+@quick
+@given(shapes=SHAPES, seed=st.integers(0, 99), order=st.permutations(range(3)))
+def test_order_of_experts(name, shapes, seed, order):
+    *experts, base = states(shapes, 4, seed)
+    o = options(name, experts)
+    p = {k: [v[i] for i in order] if k in MEASURED.values() else v for k, v in o.items()}
+    close(merge(name, experts, base, **o), merge(name, [experts[i] for i in order], base, **p))
+
+
+@pytest.mark.parametrize('name', sorted(set(METHODS) - {'regmean'}))
+@quick
+@given(shapes=SHAPES, seed=st.integers(0, 99), scale=st.sampled_from([.125, 2., 64.]))
+def test_scale(name, shapes, seed, scale):
+    a, b, base = states(shapes, 3, seed)
+    times = lambda s: {k: w*scale if w.is_floating_point() else w for k, w in s.items()}
+    o = options(name, [a, b])
+    close(merge(name, [times(a), times(b)], times(base), **o), times(merge(name, [a, b], base, **o)), eps=1e-3)
+
+
+@pytest.mark.parametrize('name', SCALED)
+@quick
+@given(shapes=SHAPES, seed=st.integers(0, 99))
+def test_lambda_zero_is_the_base(name, shapes, seed):
+    a, b, base = states(shapes, 3, seed)
+    close(merge(name, [a, b], base, lambda_=0, **options(name, [a, b])), base, eps=0)
+
+
+@pytest.mark.parametrize('name', WHOLE)
+@quick
+@given(shapes=SHAPES, seed=st.integers(0, 99))
+def test_one_expert_is_itself(name, shapes, seed):
+    a, base = states(shapes, 2, seed)
+    close(merge(name, [a], base, **WHOLE[name]), a)
+
+
+@pytest.mark.parametrize('name', METHODS)
+@quick
+@given(shapes=SHAPES, seed=st.integers(0, 99))
+def test_order_of_tensors(name, shapes, seed):
+    a, b, base = states(shapes, 3, seed)
+    o = options(name, [a, b])
+    turned = lambda s: dict(reversed(s.items()))
+    out, back = merge(name, [a, b], base, **o), merge(name, [turned(a), turned(b)], turned(base), **o)
+    assert all(torch.equal(out[k], back[k]) for k in out)
+
+
+@quick
+@given(seed=st.integers(0, 99), density=st.floats(.01, 1), grid=st.sampled_from([0, 1, 8]), limit=st.sampled_from([300, 10**6]), n=st.integers(1, 3000))
+def test_exact_cut(seed, density, grid, limit, n):
+    "The scan finds what a sort finds, whatever it sampled."
+    t = torch.randn(n, generator=torch.Generator().manual_seed(seed))
+    if grid: t = (t*grid).round()/grid
+    s = TiesScan([density], lambda name: [1.], limit=limit)
+    while s.again(): s.update('w', [t], torch.zeros(n))
+    assert s.cuts == [float(t.abs().sort(descending=True).values[max(1, int(density*n)) - 1])]
+
+
+def ties_by_sorting(experts, base, density):
+    "TIES over flat vectors, as its paper tells it: another implementation."
+    flat = lambda s: torch.cat([w.flatten() for w in s.values() if w.is_floating_point()])
+    ts = torch.stack([flat(e) - flat(base) for e in experts])
+    for t in ts: t[t.abs() < t.abs().sort(descending=True).values[max(1, int(density*len(t))) - 1]] = 0
+    sign = ts.sum(0).sign()
+    sign[sign == 0] = 1 if sign.sum() >= 0 else -1
+    agree = ts*sign > 0
+    return flat(base) + (ts*agree).sum(0)/agree.sum(0).clamp(min=1)
+
+
+@quick
+@given(seed=st.integers(0, 99), density=st.floats(.05, 1), n=st.integers(1, 4), grid=st.booleans())
+def test_ties_twice(seed, density, n, grid):
+    *experts, base = states([(4, 7), (5,), (2, 3, 4)], n + 1, seed)
+    if grid: *experts, base = [{k: w.round() for k, w in s.items()} for s in (*experts, base)]  # votes cancel
+    out = merge('ties', experts, base, density=density)
+    torch.testing.assert_close(torch.cat([w.flatten() for w in out.values() if w.is_floating_point()]), ties_by_sorting(experts, base, density))
+
+
+@pytest.mark.parametrize('definition, mean', [('paper', 1.), ('mergekit', .55)])
+def test_dare_is_unbiased(definition, mean):
+    "One entry of 1000 among a hundred ones: on average itself, or about half of it."
+    t = torch.ones(101).index_fill(0, torch.tensor(0), 1000.)
+    got = [merge('dare', [{'w': t}], {'w': torch.zeros(101)}, seed=i, definition=definition)['w'][0].item()/1000 for i in range(400)]
+    assert abs(sum(got)/400 - mean) < .15
+
+
+@pytest.mark.parametrize('bad, say', [
+    (dict(density=0), 'fraction in'), (dict(density=1.5), 'fraction in'), (dict(density='x'), 'expected a number'), (dict(densty=.5), "did you mean 'density'"),
+    (dict(weights=[1]), 'expected 2'), (dict(weights=[1, math.nan]), 'finite'), (dict(lambda_=math.inf), 'finite'), (dict(lambda_=[]), 'expected numbers or rules'),
+    (dict(density={'each': [.1, .2, .3]}), 'expected 2'), (dict(lambda_=[{'filter': 'no', 'value': 1}]), 'no rule fits')])
+def test_bad_options(bad, say):
+    a, b, base = states([(2, 2)], 3, 0)
+    with pytest.raises((ValueError, TypeError), match=say): merge('ties', [a, b], base, **bad)
