@@ -1,0 +1,216 @@
+"""What a notebook cannot show of merging on disk: kills, limits of the system, other processes, random models, other architectures."""
+import json, os, signal, subprocess, sys
+from pathlib import Path
+import pytest, torch
+from hypothesis import HealthCheck, given, settings, strategies as st
+from safetensors.torch import load_file, save_file
+from merge_nb.checkpoints import MergeConfig, merge_checkpoints, open_checkpoint, plan
+from merge_nb.core import file_hash
+from merge_nb.merge import METHODS, merge
+from merge_nb.models import load_base, pico
+
+FEW = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+METHODS_ON_FILES = sorted(k for k,m in METHODS.items() if not m.data)
+
+
+def model(folder, state, shards=1, **config):
+    "Write `state` as a checkpoint in `shards` files."
+    folder.mkdir(parents=True)
+    (folder/'config.json').write_text(json.dumps(dict(model_type='toy', vocab_size=0) | config))
+    files = [dict(list(state.items())[i::shards]) for i in range(shards)]
+    if shards == 1: save_file(state, folder/'model.safetensors')
+    else:
+        for i, f in enumerate(files): save_file(f, folder/f'm{i}.safetensors')
+        (folder/'model.safetensors.index.json').write_text(json.dumps(dict(weight_map={k: f'm{i}.safetensors' for i, f in enumerate(files) for k in f})))
+    return str(folder)
+
+
+def state(seed, shapes=((4, 3), (5,), (2, 2, 2)), dtype=torch.float32):
+    g = torch.Generator().manual_seed(seed)
+    return {f'h.{i}.w': torch.randn(s, generator=g).to(dtype) for i, s in enumerate(shapes)}
+
+
+def run(code, *argv, **env):
+    "Run Python in another process."
+    return subprocess.run([sys.executable, '-c', code, *map(str, argv)], capture_output=True, text=True, env=os.environ | env)
+
+
+@pytest.fixture
+def three(tmp_path): return [model(tmp_path/n, state(i)) for i, n in enumerate(('a', 'b', 'base'))]
+
+
+# ---- the same as in memory
+
+@pytest.mark.parametrize('method', METHODS_ON_FILES)
+def test_as_in_memory(method, three, tmp_path):
+    a, b, base = three
+    config = MergeConfig(method=method, models=(a, b), base=base, seed=3)
+    merge_checkpoints(config, tmp_path/'m')
+    expected = merge(method, [state(0), state(1)], state(2), seed=3)
+    found = load_file(tmp_path/'m'/'model.safetensors')
+    assert found.keys() == expected.keys()
+    for k in expected: assert torch.equal(found[k], expected[k]), k
+
+
+shapes = st.lists(st.lists(st.integers(0, 5), max_size=3).map(tuple), min_size=1, max_size=5).filter(lambda ss: any(0 not in s for s in ss))
+
+@FEW
+@given(shapes=shapes, shards=st.tuples(st.integers(1, 3), st.integers(1, 3)), size=st.sampled_from(['50', '200', '5GB']),
+       dtypes=st.tuples(*[st.sampled_from([torch.float32, torch.bfloat16, torch.float16])]*2), method=st.sampled_from(['linear', 'task_arithmetic', 'dare', 'ties']))
+def test_any_shards(tmp_path_factory, shapes, shards, size, dtypes, method):
+    "Neither the files of the input nor those of the output change a number."
+    home = tmp_path_factory.mktemp('any')
+    states = [state(i, shapes, d) for i, d in enumerate((*dtypes, torch.float32))]
+    paths = [model(home/str(i), s, min(len(shapes), n)) for i, (s, n) in enumerate(zip(states, (*shards, 1)))]
+    merge_checkpoints(MergeConfig(method=method, models=tuple(paths[:2]), base=paths[2], shard_size=size), home/'m')
+    up = [{k: w.float() for k, w in s.items()} for s in states]
+    expected = merge(method, up[:2], up[2])
+    out = open_checkpoint(str(home/'m'))
+    assert out.tensors.keys() == expected.keys()
+    for k, w in expected.items(): assert torch.equal(out.read(k), w.to(dtypes[0]))
+    if size != '5GB': assert all(p.stat().st_size < 2000 for p in (home/'m').glob('*.safetensors'))
+
+
+def test_same_bytes_in_other_processes(three, tmp_path):
+    "Hash seeds and threads change nothing."
+    code = 'import sys; from merge_nb.checkpoints import *; merge_checkpoints(MergeConfig(method="dare", models=tuple(sys.argv[1:3]), base=sys.argv[3]), sys.argv[4])'
+    for i in (1, 2):
+        done = run(code, *three, tmp_path/f'm{i}', PYTHONHASHSEED=str(i), OMP_NUM_THREADS=str(i))
+        assert not done.returncode, done.stderr
+    first, second = ({f.name: file_hash(f) for f in (tmp_path/f'm{i}').iterdir()} for i in (1, 2))
+    assert first == second
+
+
+# ---- mergekit's files
+
+def test_definition_of_mergekit(tmp_path):
+    "Its rule by hand: (3·1 + (-1)·(-1/2)) / (1 - 1/2) = 7, beyond both experts."
+    a, b, base = (model(tmp_path/n, {'h.0.w': torch.tensor([[v]])}) for n, v in (('a', 3.), ('b', -1.), ('base', 0.)))
+    text = f'''
+models:
+  - {{model: {a}, parameters: {{weight: 1}}}}
+  - {{model: {b}, parameters: {{weight: -0.5}}}}
+  - {{model: {base}}}
+merge_method: ties
+base_model: {base}
+parameters: {{density: 1.0, normalize: true}}
+dtype: float32
+'''
+    found = {}
+    for d in ('paper', 'mergekit'):
+        merge_checkpoints(text+f'definition: {d}', tmp_path/d)
+        found[d] = load_file(tmp_path/d/'model.safetensors')['h.0.w'].item()
+    assert found['mergekit'] == 7
+    assert -1 <= found['paper'] <= 3
+
+
+# ---- what `transformers` reads
+
+@pytest.mark.parametrize('kind', ['gpt2', 'gpt_neox', 'llama', 'qwen2', 'mistral', 'phi3'])
+def test_loads_and_generates(kind, tmp_path):
+    for i, n in enumerate('ab'): load_base(pico(kind), seed=i).save_pretrained(tmp_path/n)
+    merge_checkpoints(MergeConfig(method='linear', models=(str(tmp_path/'a'), str(tmp_path/'b')), shard_size='10KB'), tmp_path/'m')
+    a, b, m = (load_base(tmp_path/n) for n in 'abm')
+    for (k, x), y, z in zip(a.named_parameters(), b.parameters(), m.parameters()): assert torch.allclose((x+y)/2, z, atol=1e-6), k
+    assert m.generate(torch.tensor([[1, 2]]), max_new_tokens=3, min_new_tokens=3, do_sample=False).shape == (1, 5)
+
+
+# ---- what goes wrong on the way
+
+KILL = '''
+import os, signal, sys
+from merge_nb.checkpoints import *
+from merge_nb import checkpoints
+def add(self, x): len(self.left)==1 and os.kill(os.getpid(), signal.SIGKILL); self.left.pop(0)
+Writer.add = add
+merge_checkpoints(MergeConfig(method='linear', models=(sys.argv[1], sys.argv[2])), sys.argv[3])
+'''
+
+def test_killed(three, tmp_path):
+    "A kill leaves nothing under the final name, and does not stand in the way of the next run."
+    done = run(KILL, *three[:2], tmp_path/'m')
+    assert done.returncode == -signal.SIGKILL and not (tmp_path/'m').exists()
+    merge_checkpoints(MergeConfig(method='linear', models=tuple(three[:2])), tmp_path/'m')
+    assert (tmp_path/'m'/'README.md').is_file()
+
+
+LIMIT = '''
+import resource, sys
+from merge_nb.checkpoints import *
+resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
+try: merge_checkpoints(MergeConfig(method='linear', models=(sys.argv[1], sys.argv[2])), sys.argv[3])
+except OSError as e: print('stopped', e.errno)
+'''
+
+def test_write_fails(three, tmp_path):
+    "When the system refuses to write on, nothing is left, hidden or not."
+    done = run(LIMIT, *three[:2], tmp_path/'m')
+    assert done.stdout.startswith('stopped'), done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['a', 'b', 'base']
+
+
+def test_input_changes_on_the_way(three, tmp_path, monkeypatch):
+    "A file that is cut after it was checked is named, with the tensor."
+    p = plan(MergeConfig(method='linear', models=tuple(three[:2])))
+    monkeypatch.setattr('merge_nb.checkpoints.plan', lambda *_: p)
+    file = Path(three[1])/'model.safetensors'
+    file.write_bytes(file.read_bytes()[:-4])
+    with pytest.raises(ValueError, match=r'b/model.safetensors was cut short after it was checked: h\.\d\.w'): merge_checkpoints(p.config, tmp_path/'m')
+    assert not (tmp_path/'m').exists()
+
+
+def test_integers_must_agree(tmp_path):
+    a, b = (model(tmp_path/n, state(0) | {'ids': torch.arange(i, i+3)}) for i, n in enumerate('ab'))
+    merge_checkpoints(MergeConfig(method='linear', models=(a, a)), tmp_path/'same')
+    assert torch.equal(load_file(tmp_path/'same'/'model.safetensors')['ids'], torch.arange(3))
+    with pytest.raises(ValueError, match="'ids' holds integers"): merge_checkpoints(MergeConfig(method='linear', models=(a, b)), tmp_path/'m')
+
+
+def test_out_is_a_file_or_full(three, tmp_path):
+    config = MergeConfig(method='linear', models=tuple(three[:2]))
+    (tmp_path/'file').write_text('mine')
+    for out in (tmp_path/'file', tmp_path/'a'):
+        with pytest.raises(ValueError, match='exists and is not empty'): merge_checkpoints(config, out)
+    assert (tmp_path/'file').read_text() == 'mine'
+    (tmp_path/'new').mkdir()
+    merge_checkpoints(config, tmp_path/'new')
+
+
+@FEW
+@given(cut=st.integers(0, 400), byte=st.integers(0, 255))
+def test_damaged_headers(tmp_path_factory, cut, byte):
+    "Whatever is cut off or changed in a header is either an error that names the file or harmless."
+    home = tmp_path_factory.mktemp('cut')
+    path = Path(model(home/'m', state(0)))/'model.safetensors'
+    whole = path.read_bytes()
+    head = 8+int.from_bytes(whole[:8], 'little')
+    for data in (whole[:min(cut, len(whole)-1)], whole[:cut % head] + bytes([byte]) + whole[cut % head+1:]):
+        path.write_bytes(data)
+        try: c = open_checkpoint(str(home/'m'))
+        except ValueError as e: assert 'model.safetensors' in str(e)
+        else: assert len(data) == len(whole) and all(c.read(k).numel() for k in c.tensors)
+
+
+def test_nothing_heavy_is_imported():
+    "The command has to start quickly: of the large libraries, only torch."
+    done = run('import sys, merge_nb.checkpoints; print(*{"transformers", "datasets", "pandas", "matplotlib", "scipy", "huggingface_hub"} & set(sys.modules))')
+    assert (done.returncode, done.stdout.strip()) == (0, ''), done.stderr
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+def test_memory_does_not_grow_with_the_model(tmp_path):
+    "Three times the layers, the same peak, give or take 40 MB."
+    code = r'''
+import re, sys
+from merge_nb.checkpoints import *
+merge_checkpoints(MergeConfig(method='task_arithmetic', models=tuple(sys.argv[1:3]), base=sys.argv[3], hashes=False), sys.argv[4])
+print(re.search(r'VmHWM:\s+(\d+)', open('/proc/self/status').read())[1])
+'''
+    peaks = []
+    for layers in (48, 144):
+        home = tmp_path/str(layers)
+        paths = [model(home/n, state(i, ((512, 512),)*layers)) for i, n in enumerate(('a', 'b', 'base'))]
+        done = run(code, *paths, home/'m', OMP_NUM_THREADS='1')
+        assert not done.returncode, done.stderr
+        peaks.append(int(done.stdout)//1024)
+    assert peaks[1]-peaks[0] < 40, peaks
