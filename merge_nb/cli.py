@@ -240,7 +240,7 @@ def _against(losses:dict, ours:str) -> str:
         return f'{name:<28}{e.loss:8.3f}{d.value:+10.3f}  ({d.low:+.3f} to {d.high:+.3f})'
     return '\n'.join([f'{"":<28}    loss   {ours} minus it (95 %)', *(line(k, e) for k,e in losses.items())])
 
-# %% ../nbs/lib/90_cli.ipynb #7905b30d
+# %% ../nbs/lib/90_cli.ipynb #49c6beef
 @app.command('route')
 def route_(
     models:Annotated[list[str], typer.Argument(help='Hub names or folders of causal language models of one make.')],
@@ -270,8 +270,7 @@ def route_(
     train,val = _task(data, tokenizer, loaded, context)
     mixed = _trained(mixed, train, device, steps=steps, lr=lr, batch_size=batch_size, seed=seed, every=steps, dense_every=steps)
     print(_against({**{n: evaluate(m, val) for n,m in zip(names, loaded)}, 'routed':evaluate(mixed, val)}, 'routed'))
-    mixed.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    for made in (mixed, tokenizer): made.save_pretrained(out)
     print(f'Written: {out}')
 
 def _shared_tokenizers(models:list[str]) -> Any:
