@@ -284,7 +284,7 @@ def karcher(
     c = _sphere_weights(g/np.outer(norms, norms), np.array(w)) if norms.all() else None
     return _combine(xs, w if c is None else list(c*(w@norms)/norms))
 
-# %% ../nbs/lib/08_merge.ipynb #07ede7d3
+# %% ../nbs/lib/08_merge.ipynb #9e0131f0
 def _sum(ts:list[Tensor], w:list[float]) -> Tensor:
     out = ts[0].mul_(w[0])
     for t,a in zip(ts[1:], w[1:]): out.add_(t, alpha=a)
@@ -311,7 +311,7 @@ def _elect(ts:list[Tensor], w:list[float], tie:int=1, mean:bool=True, signed:boo
     if mean: out.div_(voters.masked_fill_(voters.abs()<1e-8, 1) if signed else voters.clamp_(min=torch.finfo(out.dtype).tiny))
     return out.mul_(sign)
 
-RULES = {'sum':_sum, 'mean':_mean, 'max':_max, 'elect':_elect}
+RULES = {'sum':_sum, 'mean':_mean, 'max':_max, 'elect':_elect, 'elect_sum':partial(_elect, mean=False)}
 
 def _through(xs, base, combine:Callable, lambda_:float=1., thin:Callable|None=None, rows:bool=False) -> Tensor:
     "Thin the task vectors and combine them, one piece at a time; add the result, times `lambda_`, to the base."
@@ -322,13 +322,13 @@ def _through(xs, base, combine:Callable, lambda_:float=1., thin:Callable|None=No
         torch.add(b, combine(ts), alpha=lambda_, out=o)
     return out
 
-# %% ../nbs/lib/08_merge.ipynb #355a73a3
+# %% ../nbs/lib/08_merge.ipynb #ec93dbd9
 @method('task_arithmetic', base=True)
 def task_arithmetic(
     xs:list[Tensor], base:Tensor, *,    # The tensor of each expert, and that of the base
     weights:Sequence[float]|None=None,  # One an expert; None: all 1
     lambda_:float=1.,                   # Scale of the merged task vector
-    then:str='sum',                     # How to combine: "sum", "mean", "max" or "elect"
+    then:str='sum',                     # How to combine: a key of `RULES`
 ) -> Tensor:                            # Like `base`
     "Add the task vectors to the base (2212.04089)."
     return _through(xs, base, partial(RULES[choose(then, RULES, 'then')], w=_weights(weights, len(xs))), lambda_)
@@ -411,7 +411,7 @@ def _count(self:TiesScan, w:list[float], ts:list[Tensor]) -> None:
         self.open.append((w, torch.stack([t[at] for t in ts])))
     self.votes += float(mass.sign_().sum())
 
-# %% ../nbs/lib/08_merge.ipynb #772b0bf4
+# %% ../nbs/lib/08_merge.ipynb #67beaa8c
 @patch
 def _bound(self:TiesScan) -> None:
     "Find from the sample between which values each cut lies."
@@ -419,6 +419,7 @@ def _bound(self:TiesScan) -> None:
     self.sampling, m = False, self.sample.shape[1]
     self.lo, self.hi = [], []
     for s,d in zip(self.sample, self.density):
+        if not m: self.lo, self.hi = [*self.lo, -1.], [*self.hi, math.inf]; continue # nothing but empty tensors
         error = self.margin*(1 + math.sqrt(m*d*(1-d)))
         first, last = math.floor(d*m-error), math.ceil(d*m+error)
         self.hi.append(float(s[first]) if 0<=first<m else math.inf)
@@ -498,14 +499,14 @@ def _dropper(streams:list[np.random.Generator], density:list[float], scale:Seque
         return t.mul_(scale[i]) if scale[i]!=1 else t
     return drop
 
-# %% ../nbs/lib/08_merge.ipynb #07463ac4
+# %% ../nbs/lib/08_merge.ipynb #f4ec716e
 @method('dare', base=True)
 def dare(
     xs:list[Tensor], base:Tensor, *,    # The tensor of each expert, and that of the base
     weights:Sequence[float]|None=None,  # One an expert; None: all 1
     lambda_:float=1.,                   # Scale of the merged task vector
     density:float=0.5,                  # Probability of being kept, 1-p in the paper
-    then:str='sum',                     # How to combine: "sum", "mean", "max" or "elect"
+    then:str='sum',                     # How to combine: a key of `RULES`
     rescale:bool=True,                  # Make up for what was dropped?
     definition:str='paper',             # Or "mergekit"
     name:str='', seed:int=0,            # Of the tensor, and of the merge
@@ -524,7 +525,7 @@ def dare(
         scale = [a/b if b>0 else 1. for a,b in zip(before, after)]
     return _through(xs, base, partial(rule, w=_weights(weights, n)), lambda_, _dropper(_streams(n, name, seed), density, scale))
 
-# %% ../nbs/lib/08_merge.ipynb #2c7e6293
+# %% ../nbs/lib/08_merge.ipynb #4b9a0c31
 @method('breadcrumbs', base=True)
 def breadcrumbs(
     xs:list[Tensor], base:Tensor, *,    # The tensor of each expert, and that of the base
@@ -532,7 +533,7 @@ def breadcrumbs(
     lambda_:float=1.,                   # Scale of the merged task vector
     density:float=0.3,                  # Fraction of each tensor that is kept
     gamma:float=0.01,                   # Fraction of the largest entries that is dropped
-    then:str='sum',                     # How to combine: "sum", "mean", "max" or "elect"
+    then:str='sum',                     # How to combine: a key of `RULES`
 ) -> Tensor:                            # Like `base`
     "Drop the smallest entries and the largest (Model Breadcrumbs, 2312.06795)."
     n, size, rule = len(xs), base.numel(), RULES[choose(then, RULES, 'then')]
@@ -551,7 +552,7 @@ def della(
     lambda_:float=1.,                   # Scale of the merged task vector
     density:float=0.5,                  # Mean probability of being kept
     epsilon:float=0.2,                  # Between the likeliest entry of a row and the least likely
-    then:str='elect',                   # How to combine: "sum", "mean", "max" or "elect"
+    then:str='elect',                   # How to combine: a key of `RULES`
     name:str='', seed:int=0,            # Of the tensor, and of the merge
 ) -> Tensor:                            # Like `base`
     "Drop entries at random, small ones more often (DELLA, 2406.11617)."
