@@ -483,11 +483,11 @@ def difference_of(
     r = _pick(df, kind='difference', setting=setting or first_setting(df), when=when, method=method, n=n, over=over, over_n=over_n).iloc[0]
     return r.value, r.low, r.high
 
-# %% ../nbs/lib/21_within_models.ipynb #7458f6d4
+# %% ../nbs/lib/21_within_models.ipynb #1cbe608d
 def _draw_controls(df, ax, setting=None):
-    d = _pick(df, kind='arm', setting=setting or first_setting(df), when='late', method=WINDOWED)
+    d = _pick(df, kind='arm', setting=setting or first_setting(df), when='late', method=[m for m in WINDOWED if m!='two copies']) # far above
     ax = line_plot(d, 'n', 'loss', 'method', xlabel=SPAN, ylabel=LOSS, ax=ax)
-    for m,ls in (('expert + LoRA', ':'), ('base, MLPs fine-tuned', '--')):
+    for m,ls in (('expert + LoRA', ':'), ('base, MLPs fine-tuned', '--'), ('expert, MLPs fine-tuned', '-.')):
         y = _pick(df, kind='arm', setting=setting or first_setting(df), when='late', method=m).loss.mean()
         ax.axhline(y, color='#888888', lw=1, ls=ls)
         ax.annotate(m, (.99, y), xycoords=('axes fraction','data'), ha='right', va='bottom', fontsize=7, color='#555555')
@@ -501,7 +501,10 @@ def _draw_settings(df, ax):
 def _draw_methods(df, ax):
     d = _pick(df, kind='difference', setting=first_setting(df), when='late', over='routed', over_n=1)
     d = d.assign(name=[m if n<2 else f'{m}, {n}' for m,n in zip(d.method, d.n.astype(int))]).sort_values('value')
-    return dot_plot(d, 'name', 'value', 'low', 'high', xlabel=OVER, ax=ax)
+    ax = dot_plot(d, 'name', 'value', 'low', 'high', xlabel=OVER, ax=ax)
+    ax.set_xscale('symlog', linthresh=.2) # near zero as it is, far away in decades
+    ax.axvline(0, color='#888888', lw=.8)
+    return ax
 
 # %% ../nbs/lib/21_within_models.ipynb #08ca126f
 def far_layers(
