@@ -27,7 +27,7 @@ from .models import load_weights, mlps, n_params, same_make, set_mlps, weights
 __all__ = ['COLOURS', 'Router', 'RoutedMLP', 'window', 'RoutedConfig', 'RoutedModel', 'route', 'train_router', 'routing',
            'mean_weights', 'agreement', 'token_html']
 
-# %% ../nbs/lib/10_route.ipynb #d0662c97
+# %% ../nbs/lib/10_route.ipynb #0dcea77c
 class Router(nn.Module):
     "Weigh experts for each token."
     def __init__(self,
@@ -51,8 +51,9 @@ class Router(nn.Module):
     def logits(self, x:Float[Tensor, "*n d"]) -> Float[Tensor, "*n e"]:
         "Score the experts for each token, in float32."
         if self.weight is None: return self.bias.float().expand(*x.shape[:-1], -1)
-        x = x.float() if self.hidden is None else F.gelu(F.linear(x.float(), self.hidden.weight.float(), self.hidden.bias.float()))
-        return F.linear(x, self.weight.float(), self.bias.float())
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.float() if self.hidden is None else F.gelu(F.linear(x.float(), self.hidden.weight.float(), self.hidden.bias.float()))
+            return F.linear(x, self.weight.float(), self.bias.float())
 
     def forward(self, x:Float[Tensor, "*n d"]) -> Float[Tensor, "*n e"]:
         scores = self.logits(x)
@@ -152,7 +153,7 @@ class _Mixture(torch.autograd.Function):
             if stream: dx.index_add_(0, rows, d) if ctx.sparse else dx.add_(d)
         return dx, dg, None, None
 
-# %% ../nbs/lib/10_route.ipynb #1a1858a9
+# %% ../nbs/lib/10_route.ipynb #36f4612a
 class RoutedMLP(nn.Module):
     "Several MLPs in the place of one, weighed for each token."
     def __init__(self,
@@ -160,16 +161,17 @@ class RoutedMLP(nn.Module):
         router:Router|None,          # Weighs them; None: weights are found in `decision`
         decision:dict|None=None,     # Shared by layers: where the first leaves its weights
         sparse:bool=False,           # Are most weights zero?
+        last:bool=True,              # The last layer that reads `decision`, and clears it
     ):
         super().__init__()
-        self.router,self.decision,self.experts,self.sparse = router, decision, list(experts), sparse
+        self.router,self.decision,self.experts,self.sparse,self.last = router, decision, list(experts), sparse, last
         self.opened,self.watch = None, None
 
     def weigh(self, x:Float[Tensor, "*n d"]) -> Float[Tensor, "*n e"]:
         "Weigh the experts for each token."
-        if self.router is None: return self.decision['weights']
-        g = self.router(x)
-        if self.decision is not None: self.decision['weights'] = g
+        g = self.decision['weights'] if self.router is None else self.router(x)
+        if self.decision is not None: self.decision.update(weights=g)
+        if self.decision is not None and self.last: self.decision.clear()
         return g
 
     def forward(self, x:Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
@@ -218,7 +220,7 @@ class RoutedConfig(PreTrainedConfig):
         if name.startswith('_') or 'text_config' not in self.__dict__: raise AttributeError(name)
         return getattr(self.__dict__['text_config'], name)
 
-# %% ../nbs/lib/10_route.ipynb #be38ca93
+# %% ../nbs/lib/10_route.ipynb #fb9478a9
 def _frozen(m:nn.Module) -> nn.Module:
     "Share the storage of a module, frozen: the module itself keeps its flags."
     with torch.no_grad(): return copy.deepcopy(m, {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in m.parameters()}).eval()
@@ -233,13 +235,14 @@ def _layers(config:RoutedConfig, pool:nn.ModuleDict, width:int, depth:int) -> li
     n,box = config.span*len(stacks), {} if config.shared else None
     sparse = (config.router.get('top_k') or n) < n
     def router(l): return Router(width, n, **config.router) if n>1 and not (l and config.shared) else None
-    return [RoutedMLP([s[str(j)] for j in window(l, config.span, depth) for s in stacks], router(l), box, sparse) for l in range(depth)]
+    return [RoutedMLP([s[str(j)] for j in window(l, config.span, depth) for s in stacks], router(l), box, sparse, l==depth-1) for l in range(depth)]
 
-# %% ../nbs/lib/10_route.ipynb #3e429996
+# %% ../nbs/lib/10_route.ipynb #a17e5a15
 class RoutedModel(PreTrainedModel, GenerationMixin):
     "A causal language model whose MLPs are mixtures of experts' MLPs."
     config_class = RoutedConfig
     main_input_name = 'input_ids'
+    _keep_in_fp32_modules_strict = ['router'] # they learned in float32; rounded they would route otherwise
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True
 
     def __init__(self,
@@ -263,6 +266,10 @@ class RoutedModel(PreTrainedModel, GenerationMixin):
     def get_output_embeddings(self): return self.host.get_output_embeddings()
     def generate(self, *args, **kwargs): return self.host.generate(*args, **kwargs)
     def forward(self, input_ids=None, **kwargs): return self.host(input_ids=input_ids, **kwargs)
+
+    def save_pretrained(self, *args, **kwargs):
+        for i,e in enumerate(self.config.experts): e['hash'] = state_hash(self.experts[str(i)].state_dict()) # as they are now: the type may have changed
+        return super().save_pretrained(*args, **kwargs)
 
     def routers(self) -> list[RoutedMLP]:
         "Return the routed MLP of each layer."
