@@ -31,12 +31,12 @@ from .over_time import DomainConfig, OverTimeConfig, _sample, _source, experts, 
 from .route import _frozen, agreement, mean_weights, route, routing, window
 
 # %% auto #0
-__all__ = ['BUDGETED', 'OWN', 'ROUTED', 'TRAINED', 'GATED', 'MIXED', 'OBJECTIVES', 'METHODS', 'SPAN', 'LOSS', 'OVER', 'WINDOWED',
-           'FIGURES', 'MEASURED', 'EXPERIMENT', 'SettingConfig', 'WithinConfig', 'Cast', 'casts', 'shifted',
+__all__ = ['BUDGETED', 'LONGER', 'OWN', 'ROUTED', 'TRAINED', 'GATED', 'MIXED', 'OBJECTIVES', 'METHODS', 'SPAN', 'LOSS', 'OVER',
+           'WINDOWED', 'FIGURES', 'MEASURED', 'EXPERIMENT', 'SettingConfig', 'WithinConfig', 'Cast', 'casts', 'shifted',
            'strangers', 'plan', 'arm', 'references', 'before_rows', 'after_rows', 'routing_rows', 'reach', 'difference',
            'plateau', 'first_setting', 'difference_of', 'far_layers', 'draw', 'claims', 'beside']
 
-# %% ../nbs/lib/21_within_models.ipynb #10053109
+# %% ../nbs/lib/21_within_models.ipynb #57b95e04
 class SettingConfig(Frozen):
     "Which experts meet on which task."
     experts:tuple[str,str]            # Two of `EXPERTS`
@@ -56,6 +56,7 @@ class WithinConfig(Frozen):
     mixed:float = 0.5                    # Share of general text that the mixed experts learn with
     preferences:tuple[float,...] = (0., 0.5, 1.) # Of the first expert's task
     budgets:tuple[int,...] = ()          # Fewer steps on the task, for the methods of `BUDGETED`
+    longer:int = 0                       # More steps on the task, for the methods of `LONGER`; 0: not measured
     resamples:int = 1000                 # Of the bootstrap
     threads:int = 2                      # On a CPU
 
@@ -69,7 +70,8 @@ class WithinConfig(Frozen):
         if self.budgets and 2*max(self.budgets)!=self.router.steps: raise ValueError(f"`budgets` must double up to {self.router.steps} steps, found {self.budgets}")
         return self
 
-BUDGETED = (('routed', 1), ('routed', 2), ('mixture, token', 1), ('expert + LoRA', 1), ('base, MLPs fine-tuned', 1))
+BUDGETED = (('routed', 1), ('routed', 2), ('mixture, token', 1), ('expert + LoRA', 1), ('expert, MLPs fine-tuned', 1), ('base, MLPs fine-tuned', 1))
+LONGER = (('routed', 1), ('routed', 2), ('routed', 6), ('random MLPs', 2)) # Is the plateau one of training?
 OWN = {'maths':'maths', 'code':'code', 'documented':'code-documented'} # Expert: its domain
 
 # %% ../nbs/lib/21_within_models.ipynb #1985b2d7
@@ -233,22 +235,23 @@ def plan(
     out += [(first, 'late', m, n) for m in ('base as third', 'non-linear router', 'best expert only') for n in c.control_spans[:2]]
     return out + [(first, 'late', m, 1) for m in ('one router for all layers', *GATED, *MIXED, 'PHATGOOSE')]
 
-# %% ../nbs/lib/21_within_models.ipynb #89f54bac
+# %% ../nbs/lib/21_within_models.ipynb #cb0f12cf
 def _learn(config:WithinConfig, c:Cast, method:str) -> FinetuneConfig:
     "How a method learns on the task."
     decay = {'weight_decay':0.} if method in GATED else {}
     return config.router.model_copy(update={'params':'marked', 'lr':config.rates.get(method, config.router.lr), 'seed':seed_of('router', c.seed), **decay})
 
-def _fit(config:WithinConfig, run:Run, c:Cast, method:str, n:int, title:str) -> nn.Module:
-    "Build a model and train what it has to learn."
+def _fit(config:WithinConfig, run:Run, c:Cast, method:str, n:int, title:str) -> tuple[nn.Module,list[str]]:
+    "Build a model and train what it has to learn; name the runs, which say what it is made of."
     learn = _learn(config, c, method)
     if method=='PHATGOOSE':
         gates = [phatgoose_gate(c.base, e) for e in c.experts]
-        gates = [load_step(g, run.train(f'{title} gate', g, own, learn), learn.steps) for g,own in zip(gates, c.own)]
-        return phatgoose(c.base, c.experts, gates)
+        folders = [run.train(f'{title} gate', g, own, learn) for g,own in zip(gates, c.own)]
+        return phatgoose(c.base, c.experts, [load_step(g, f, learn.steps) for g,f in zip(gates, folders)]), [f.name for f in folders]
     model,blocks = METHODS[method](c, n)
-    if not any(p.requires_grad for p in model.parameters()): return model
-    return load_step(model, run.train(title, model, blocks, learn, OBJECTIVES.get(method)), learn.steps)
+    if not any(p.requires_grad for p in model.parameters()): return model, [state_hash(weights(model))]
+    folder = run.train(title, model, blocks, learn, OBJECTIVES.get(method))
+    return load_step(model, folder, learn.steps), [folder.name]
 
 def _told(e:Evaluation, report:np.ndarray) -> dict:
     "What is kept of an evaluation: the documents to report."
@@ -260,7 +263,7 @@ def _costs(model:nn.Module, c:Cast) -> dict:
     device = model.get_input_embeddings().weight.device
     return cost(model, torch.as_tensor(np.asarray(c.val['input_ids'][:1])).to(device))._asdict()
 
-# %% ../nbs/lib/21_within_models.ipynb #b91f39f8
+# %% ../nbs/lib/21_within_models.ipynb #71a21fc2
 def arm(
     config:WithinConfig, # How to train
     run:Run,             # Where checkpoints and stages go
@@ -271,15 +274,17 @@ def arm(
     look:bool=False,     # Compare the model with its experts, and see where it routes?
 ) -> dict:               # loss, accuracy, losses and tokens of the documents to report, costs; `more` rows
     "Train one combination and measure it."
-    made = dict(c.made, method=method, n=n, learn=_learn(config, c, method).model_dump(mode='json'), seed=c.seed, look=look, preferences=config.preferences)
-    model = _fit(config, run, c, method, n, title)
+    model,runs = _fit(config, run, c, method, n, title)
+    extra = dict(look=config.over_time.positions) if look else {}
+    if method.startswith('PWE-MoE'): extra['preferences'] = config.preferences
+    if extra: extra['by'] = {k: key_of(b['input_ids'][:].tolist()) for k,b in c.by.items()}
     def measure():
-        got = dict(_told(evaluate(model, c.val), c.halves()[1]), **_costs(model, c), more=[])
+        got = dict(_told(evaluate(model, c.val), c.halves()[1]), more=[])
         if look: got['more'] += after_rows(model, c, n, config.over_time.positions) + (routing_rows(model, c) if n==1 else [])
-        if method.startswith('PWE-MoE'): got['more'] += [dict(kind='preference', domain=k, preference=p, loss=evaluate(set_preference(model, (p, 1-p)), b).loss)
-                                                         for p in config.preferences for k,b in c.by.items()]
+        if 'preferences' in extra: got['more'] += [dict(kind='preference', domain=k, preference=p, loss=evaluate(set_preference(model, (p, 1-p)), b).loss)
+                                                   for p in config.preferences for k,b in c.by.items()]
         return got
-    return run.stage(title, made, measure, _MEASURE)
+    return {**run.stage(title, dict(c.made, method=method, n=n, runs=runs, seed=c.seed, **extra), measure, _MEASURE), **_costs(model, c)}
 
 _MEASURE = 8 # Measuring takes about as long as this many steps of training
 
@@ -346,14 +351,15 @@ def reach(
             out.append(dict(setting=setting, when=when, seed=seed, offset=d, cka=float(np.mean([m[p] for p in pairs])), positions=float(np.mean([abs(i-j) for i,j in pairs]))))
     return pd.DataFrame(out)
 
-# %% ../nbs/lib/21_within_models.ipynb #468ab286
+# %% ../nbs/lib/21_within_models.ipynb #3efa5f4e
 def _draws(losses:np.ndarray, tokens:np.ndarray, n:int, seed:int) -> np.ndarray:
     "Redraw seeds and documents: losses a token, (n, curves), of losses (seeds, curves, documents)."
     rng,out = np.random.default_rng(seed), []
     for _ in range(n):
         means = []
         for s in rng.integers(0, len(losses), len(losses)):
-            w = np.bincount(rng.integers(0, tokens.shape[1], tokens.shape[1]), minlength=tokens.shape[1])
+            there = np.flatnonzero(tokens[s])
+            w = np.bincount(rng.choice(there, len(there)), minlength=tokens.shape[1])
             means.append(losses[s]@w/(tokens[s]@w))
         out.append(np.mean(means, 0))
     return np.array(out)
@@ -367,12 +373,12 @@ def difference(
     a:list[dict],        # From `arm` or `references`: one a seed
     b:list[dict],        # Another method, on the same documents
     resamples:int=1000,  # Of the bootstrap
-) -> dict:               # value, low, high: loss of `a` minus that of `b`
+) -> dict:               # value, low, high: loss of `a` minus that of `b`; seeds_low, seeds_high: of single seeds
     "Compare two methods over seeds and documents."
     (x,t),(y,u) = _stack(a), _stack(b)
     assert np.array_equal(t, u), 'both methods must be measured on the same documents'
-    draws = _draws((x-y)[:,None], t, resamples, 0)[:,0]
-    return dict(value=float(((x-y).sum(1)/t.sum(1)).mean()), **dict(zip(('low','high'), map(float, np.quantile(draws, [.025, .975])))))
+    draws,each = _draws((x-y)[:,None], t, resamples, 0)[:,0], (x-y).sum(1)/t.sum(1)
+    return dict(value=float(each.mean()), **dict(zip(('low','high'), map(float, np.quantile(draws, [.025, .975])))), seeds_low=float(each.min()), seeds_high=float(each.max()))
 
 # %% ../nbs/lib/21_within_models.ipynb #8aea7fa6
 def _start(curves:np.ndarray, part:float) -> np.ndarray:
@@ -396,7 +402,7 @@ def plateau(
     return dict(start=spans[int(_start(curve, part)[0])], low=spans[int(low)], high=spans[int(high)],
                 gain=float(curve[0,0]-curve[0,best]), **dict(zip(('gain_low','gain_high'), map(float, np.quantile(gains, [.025, .975])))))
 
-# %% ../nbs/lib/21_within_models.ipynb #ecd78b94
+# %% ../nbs/lib/21_within_models.ipynb #571f0f5b
 def _seed_rows(config:WithinConfig, run:Run, seed:int, told:dict) -> list[dict]:
     "Measure everything for one seed; leave the documents in `told`."
     rows,seen,first = [], casts(config, run, seed), next(iter(config.settings))
@@ -411,22 +417,28 @@ def _seed_rows(config:WithinConfig, run:Run, seed:int, told:dict) -> list[dict]:
         got = arm(config, run, seen[s,when], method, n, f'{s}, {when}: {method} {n}, seed {seed}', look=method=='routed' and s==first and when!='mixed')
         told[s,when,method,n,seed] = got
         rows += [dict(r, setting=s, when=when, method=method, seed=seed) for r in got['more']]
-    for steps in config.budgets:
-        less = config.model_copy(update={'router':config.router.model_copy(update={'steps':steps})})
-        for m,n in BUDGETED: rows.append(dict(kind='budget', setting=first, when='late', method=m, n=n, seed=seed, steps=steps,
-                                              loss=arm(less, run, seen[first,'late'], m, n, f'{steps} steps: {m} {n}, seed {seed}')['loss']))
-    e,l = [_fit(config, run, seen[first,w], 'routed', 1, f'{first}, {w}: routed 1, seed {seed}') for w in ('early','late')]
+    for steps,which in [*((b, BUDGETED) for b in config.budgets), *([(config.longer, LONGER)] if config.longer else [])]:
+        other = config.model_copy(update={'router':config.router.model_copy(update={'steps':steps})})
+        for m,n in which:
+            if n<=max(config.settings[first].spans): rows.append(dict(kind='budget', setting=first, when='late', method=m, n=n, seed=seed, steps=steps,
+                loss=arm(other, run, seen[first,'late'], m, n, f'{steps} steps: {m} {n}, seed {seed}')['loss']))
+    e,l = [_fit(config, run, seen[first,w], 'routed', 1, f'{first}, {w}: routed 1, seed {seed}')[0] for w in ('early','late')]
     rows += [dict(kind='agreement', setting=first, seed=seed, layer=i, value=float(v)) for i,v in enumerate(agreement(*(routing(m, seen[first,'late'].val) for m in (e, l))))]
     return rows
 
-# %% ../nbs/lib/21_within_models.ipynb #9dc18e49
+# %% ../nbs/lib/21_within_models.ipynb #8b17c253
 def _compare(config:WithinConfig, told:dict) -> list[dict]:
     "Compare methods over all seeds, and find the plateaus."
     rows,keys = [], list(dict.fromkeys(k[:4] for k in told))
     def of(*k): return [told[(*k, seed)] for seed in config.seeds]
     for s,when,method,n in keys:
-        for other,m in {('routed',1), ('routed',n), ('interpolated',0)}-{(method,n)}:
+        spans = [m for a,b,c,m in keys if (a,b,c)==(s,when,'routed')]
+        near = min(spans, key=lambda m: abs(of(s,when,'routed',m)[0]['trainable']-of(s,when,method,n)[0]['trainable'])) if method in TRAINED else n
+        for other,m in {('routed',1), ('routed',near), ('interpolated',0)}-{(method,n)}:
             if (s,when,other,m) in keys: rows.append(dict(kind='difference', setting=s, when=when, method=method, n=n, over=other, over_n=m, **difference(of(s,when,method,n), of(s,when,other,m), config.resamples)))
+    s = next(iter(config.settings))
+    def later(method, n): return [dict(losses=np.subtract(a['losses'], b['losses']).tolist(), tokens=a['tokens']) for a,b in zip(of(s,'late',method,n), of(s,'early',method,n))]
+    rows.append(dict(kind='difference', setting=s, when='late minus early', method='routed', n=1, over='interpolated', over_n=0, **difference(later('routed', 1), later('interpolated', 0), config.resamples)))
     for s,c in config.settings.items():
         for when in config.rungs: rows.append(dict(kind='plateau', setting=s, when=when, **plateau(c.spans, [of(s,when,'routed',n) for n in c.spans], config.resamples)))
     return sorted(rows, key=lambda r: (r['kind'], r['setting'], r['when'], r.get('method',''), r.get('n',0), r.get('over',''), r.get('over_n',0)))
@@ -453,7 +465,7 @@ def _work(
     trains += o.expert.steps*(3 + len(known-{'maths','code'}) + (2 if config.mixed else 0))
     frozen = sum(m.endswith('uniform') for *_,m,_ in steps)
     measured = _MEASURE*(len(steps) + 2*len(config.settings) + 4)
-    measured += len(BUDGETED)*sum(b+_MEASURE for b in config.budgets)
+    measured += len(BUDGETED)*sum(b+_MEASURE for b in config.budgets) + len(LONGER)*config.longer
     return len(config.seeds)*(trains + config.router.steps*(len(steps)-frozen+1) + measured)
 
 # %% ../nbs/lib/21_within_models.ipynb #78f10a8b
@@ -552,10 +564,12 @@ def _draw_preferences(df, ax):
     d = _pick(df, kind='preference', setting=first_setting(df), method='PWE-MoE, all preferences')
     return line_plot(d[d.domain!='general'], 'preference', 'loss', 'domain', xlabel='preference for the first expert', ylabel='loss (nats a token)', ax=ax)
 
-# %% ../nbs/lib/21_within_models.ipynb #4909256d
+# %% ../nbs/lib/21_within_models.ipynb #3c8d2963
 def _draw_budget(df, ax):
     b,a = _pick(df, kind='budget'), _pick(df, kind='arm', setting=first_setting(df), when='late')
-    full = pd.concat([a[(a.method==m) & (a.n==n)] for m,n in BUDGETED]).assign(steps=2*b.steps.max()) # budgets double up to the whole
+    b = b[~b.method.isin(['random MLPs']) & b.n.lt(3)]
+    short = b[b.method=='expert + LoRA'].steps.max()
+    full = pd.concat([a[(a.method==m) & (a.n==n)] for m,n in BUDGETED]).assign(steps=2*short) # budgets double up to the whole
     d = pd.concat([b, full])
     return line_plot(d.assign(name=[m if n<2 else f'{m}, span {int(n)}' for m,n in zip(d.method, d.n)]), 'steps', 'loss', 'name', xscale='log', xlabel='training steps on the task', ylabel=LOSS, ax=ax)
 
@@ -588,19 +602,15 @@ def _figures(df:pd.DataFrame) -> dict[str,tuple]:
             if 'no row with' not in str(e): raise
     return out
 
-MEASURED = ('loss', 'accuracy', 'chosen', 'cka', 'weight', 'entropy', 'value', 'low', 'high', 'start', 'gain', 'gain_low', 'gain_high')
+MEASURED = ('loss', 'accuracy', 'chosen', 'cka', 'weight', 'entropy', 'value', 'low', 'high', 'start', 'gain', 'gain_low', 'gain_high', 'seeds_low', 'seeds_high')
 EXPERIMENT = register(Experiment('within-models', WithinConfig, _rows, _figures, _work, MEASURED))
 
-# %% ../nbs/lib/21_within_models.ipynb #a9615500
+# %% ../nbs/lib/21_within_models.ipynb #b9102956
 def _claim(whose:str, text:str, unit:str, values, sign:int=-1) -> dict:
-    "Write a claim as a row: it holds if value and interval have this sign."
-    v,low,high = map(float, values)
-    return dict(claim=text, whose=whose, unit=unit, value=v, low=low, high=high, holds=bool(high<0 if sign<0 else low>0))
-
-def _spread(a:pd.Series, b:pd.Series) -> tuple[float,float,float]:
-    "Mean and range over seeds of the difference of two columns."
-    d = (a-b).dropna()
-    return d.mean(), d.min(), d.max()
+    "Write a claim as a row: it holds if the interval, and the difference in each seed, have this sign."
+    v,low,high,*seeds = map(float, values)
+    ends = [high, *seeds] if sign<0 else [low, *seeds]
+    return dict(claim=text, whose=whose, unit=unit, value=v, low=low, high=high, holds=all(e*sign>0 for e in ends))
 
 def claims(
     df:pd.DataFrame, # Rows of a record
@@ -608,19 +618,20 @@ def claims(
     "Hold the claims against a record."
     s,nats = first_setting(df), 'nats a token, 95 %, documents and seeds'
     a = _pick(df, kind='arm', setting=s)
-    def loss(m, when): return _pick(a, method=m, when=when, n=1 if m=='routed' else 0).set_index('seed').loss
-    kept = _spread(loss('routed','late')-loss('routed','early'), loss('interpolated','late')-loss('interpolated','early'))
-    p = _pick(df, kind='plateau', setting=s, when='late').iloc[0]
+    plateaus = _pick(df, kind='plateau')
     top = int(_pick(a, method='routed', when='late').n.max())
-    def over(m, n=1, **kw): return difference_of(df, m, n, **kw)
+    ends = (plateaus.start.mean()-top, plateaus.low.min()-top, plateaus.high.max()-top)
+    def over(m, n=1, over='routed', over_n=1, when='late'):
+        r = _pick(df, kind='difference', setting=s, when=when, method=m, n=n, over=over, over_n=over_n).iloc[0]
+        return r.value, r.low, r.high, r.seeds_low, r.seeds_high
     rows = [_claim('study', 'routing beats interpolation', nats, over('routed', over='interpolated', over_n=0)),
-            _claim('study', 'specialisation costs routing less than interpolation', 'nats a token, late minus early, range over seeds', kept),
+            _claim('study', 'specialisation costs routing less than interpolation', nats, over('routed', over='interpolated', over_n=0, when='late minus early')),
             _claim('study', 'a second layer helps', nats, over('routed', 2)),
-            _claim('study', 'longer windows stop helping before they hold all layers', f'span where the plateau starts, minus {top}', (p.start-top, p.low-top, p.high-top))]
+            _claim('study', 'longer windows stop helping before they hold all layers', f'span where the plateau starts, minus {top}; mean and widest interval of all curves', ends)]
     for m,n,text in [('two copies', 1, 'two experts route better than two copies of one'), ('random MLPs', 2, 'a second layer of the experts beats as many random MLPs'),
                      ("base's other layers", 2, "and as many MLPs of the base's other layers"), ('a weight a layer', 1, 'a router beats a learned weight a layer'),
                      ('expert + LoRA', 1, 'routing beats adapters on the better expert'), ('expert + biases', 1, 'and its biases'),
-                     ('base, MLPs fine-tuned', 1, 'and fine-tuning the MLPs of the base'), ('mixture, token', 1, 'features route better than distributions mix')]:
+                     ('base, MLPs fine-tuned', 1, 'and fine-tuning the MLPs of the base'), ('expert, MLPs fine-tuned', 1, 'and those of the better expert'), ('mixture, token', 1, 'features route better than distributions mix')]:
         if len(a[(a.method==m) & (a.n==n)]): rows.append(_claim('control' if m!='mixture, token' else 'ours', text, nats, over(m, n, over_n=n if m in WINDOWED else 1), +1))
     return pd.DataFrame(rows)
 
