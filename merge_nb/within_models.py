@@ -36,7 +36,7 @@ __all__ = ['BUDGETED', 'LONGER', 'OWN', 'ROUTED', 'TRAINED', 'GATED', 'MIXED', '
            'strangers', 'plan', 'arm', 'references', 'before_rows', 'after_rows', 'routing_rows', 'reach', 'difference',
            'plateau', 'first_setting', 'difference_of', 'far_layers', 'draw', 'claims', 'beside']
 
-# %% ../nbs/lib/21_within_models.ipynb #57b95e04
+# %% ../nbs/lib/21_within_models.ipynb #edc9d1a7
 class SettingConfig(Frozen):
     "Which experts meet on which task."
     experts:tuple[str,str]            # Two of `EXPERTS`
@@ -56,6 +56,7 @@ class WithinConfig(Frozen):
     mixed:float = 0.5                    # Share of general text that the mixed experts learn with
     preferences:tuple[float,...] = (0., 0.5, 1.) # Of the first expert's task
     budgets:tuple[int,...] = ()          # Fewer steps on the task, for the methods of `BUDGETED`
+    gated:bool = True                    # Measure what others proposed?
     longer:int = 0                       # More steps on the task, for the methods of `LONGER`; 0: not measured
     resamples:int = 1000                 # Of the bootstrap
     threads:int = 2                      # On a CPU
@@ -218,7 +219,7 @@ MIXED:dict[str,Callable] = {f'{kind}, {gate}': lambda c,n,kind=kind,gate=gate: _
 OBJECTIVES = {'WEMoE, entropy':entropy, 'PWE-MoE, one preference':preference_loss, 'PWE-MoE, all preferences':pareto_loss} # Where not the next token
 METHODS = {**ROUTED, **TRAINED, **GATED, **MIXED}
 
-# %% ../nbs/lib/21_within_models.ipynb #136ba8fc
+# %% ../nbs/lib/21_within_models.ipynb #58db1805
 def plan(
     config:WithinConfig, # Settings, spans, rungs
 ) -> list[tuple[str,str,str,int]]: # Setting, rung, method, number
@@ -233,7 +234,8 @@ def plan(
     if config.mixed: out += [(first, 'mixed', 'routed', n) for n in c.control_spans]
     out += [(first, 'late', 'one far layer', d) for d in range(1, depth) if d<max(c.spans)]
     out += [(first, 'late', m, n) for m in ('base as third', 'non-linear router', 'best expert only') for n in c.control_spans[:2]]
-    return out + [(first, 'late', m, 1) for m in ('one router for all layers', *GATED, *MIXED, 'PHATGOOSE')]
+    others = (*GATED, 'PHATGOOSE') if config.gated else ()
+    return out + [(first, 'late', m, 1) for m in ('one router for all layers', *MIXED, *others)]
 
 # %% ../nbs/lib/21_within_models.ipynb #cb0f12cf
 def _learn(config:WithinConfig, c:Cast, method:str) -> FinetuneConfig:
