@@ -88,7 +88,7 @@ def linear(
     "Average the experts (model soups, 2203.05482)."
     return _combine(xs, _weights(weights, len(xs), normalize))
 
-# %% ../nbs/lib/08_merge.ipynb #bcb18701
+# %% ../nbs/lib/08_merge.ipynb #044b3e11
 def depths(
     names:Iterable[str], # Names of tensors, such as `model.layers.3.mlp.up_proj.weight`
 ) -> dict[str, float]:   # 0 in the first block and before it, 1 in the last and after it
@@ -109,7 +109,7 @@ def resolve(
 ) -> Any:               # The value for this tensor; a list if there is one for each expert
     "Turn an option that varies over the model into its value for one tensor."
     if isinstance(option, Mapping):
-        if set(option)!={'each'}: raise ValueError(f"an option holds {dict(option)}; expected a value, a list, or {{'each': [...]}}")
+        if set(option)!={'each'} or not isinstance(option['each'], (list, tuple)): raise ValueError(f"an option holds {dict(option)}; expected a value, a list, or {{'each': [...]}}")
         return [resolve(o, name, depth) for o in option['each']]
     if not isinstance(option, (list, tuple)): return option
     if not option or len({isinstance(o, Mapping) for o in option})!=1:
@@ -121,7 +121,18 @@ def resolve(
         if f is None or f in name or fnmatchcase(name, f): return resolve(rule['value'], name, depth)
     raise ValueError(f"no rule fits {name!r}; expected a last rule without a filter")
 
-# %% ../nbs/lib/08_merge.ipynb #b1c9f299
+# %% ../nbs/lib/08_merge.ipynb #73275683
+def _check_option(key:str, value:Any, default:Any) -> None:
+    "Refuse a value of the wrong kind, and a density that is no fraction."
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if isinstance(default, bool):
+        if not isinstance(value, bool): raise TypeError(f"`{key}` is {value!r}; expected true or false")
+    elif isinstance(default, int) and (not number or isinstance(value, float)): raise TypeError(f"`{key}` is {value!r}; expected a whole number")
+    elif key=='weights' and value is not None or isinstance(default, (int, float)):
+        if not number: raise TypeError(f"`{key}` is {value!r}; expected a number")
+        if not math.isfinite(value): raise ValueError(f"`{key}` is {value}; expected a finite number")
+    if key=='density' and not 0 < value <= 1: raise ValueError(f"`density` is {value}; expected a fraction in (0, 1], the part that is kept")
+
 def lines(
     alpha:float, # Scale of the first block, and of what is outside the blocks
     beta:float,  # By how much the last block's is larger
@@ -129,7 +140,7 @@ def lines(
     "Scale a task vector by layer."
     return [{'filter':'*.[0-9]*.*', 'value':[alpha, alpha+beta]}, {'value':alpha}]
 
-# %% ../nbs/lib/08_merge.ipynb #b295163f
+# %% ../nbs/lib/08_merge.ipynb #624baaad
 class Merger:
     "A method and its options, ready to merge one tensor after the other."
     def __init__(self,
@@ -162,15 +173,7 @@ class Merger:
             if k=='weights' and v is not None: out[k] = _weights(each*(self.n//len(each)), self.n)
         return out
 
-def _check_option(key:str, value:Any, default:Any) -> None:
-    "Refuse a value of the wrong kind, and a density that is no fraction."
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if key=='weights' and value is not None or isinstance(default, (int, float)) and not isinstance(default, bool):
-        if not number: raise TypeError(f"`{key}` is {value!r}; expected a number")
-        if not math.isfinite(value): raise ValueError(f"`{key}` is {value}; expected a finite number")
-    if key=='density' and not 0 < value <= 1: raise ValueError(f"`density` is {value}; expected a fraction in (0, 1], the part that is kept")
-
-# %% ../nbs/lib/08_merge.ipynb #678fa728
+# %% ../nbs/lib/08_merge.ipynb #cbb24597
 @patch
 def _read(self:Merger, name:str, xs:Sequence[Tensor], base:Tensor|None) -> list[Tensor]|None:
     "Check that tensors belong together and hold numbers; return them in float32, the base last, or None for integers."
@@ -206,9 +209,18 @@ def __call__(self:Merger,
     found, like = self._read(name, xs, base), xs[0] if base is None else base
     if not found or not like.numel(): return like.clone()
     extra = self.scan.result() if self.scan else {}
-    return self.method.one(found[:len(xs)], None if base is None else found[-1], name=name, seed=self.seed, **self.at(name), **extra).to(like.dtype)
+    y = self.method.one(found[:len(xs)], None if base is None else found[-1], name=name, seed=self.seed, **self.at(name), **extra)
+    return _round(y, like.dtype, name)
 
-# %% ../nbs/lib/08_merge.ipynb #2a8c01e2
+# %% ../nbs/lib/08_merge.ipynb #c932d744
+def _round(y:Tensor, dtype:torch.dtype, name:str) -> Tensor:
+    "Round to `dtype`, and refuse what becomes infinite by it."
+    z = y.to(dtype)
+    low, high = map(float, y.aminmax()) if y.numel() else (0., 0.)
+    if not max(-low, high) <= torch.finfo(dtype).max and not z.float().isfinite().all():
+        raise ValueError(f"{name!r} of the merge reaches {max(-low, high):g}, which {dtype} cannot hold; expected smaller numbers or a wider type")
+    return z
+
 def merge(
     method:str,                           # One of `METHODS`
     experts:Sequence[Mapping[str,Tensor]], # State dicts: same names, same shapes
@@ -499,7 +511,7 @@ def _dropper(streams:list[np.random.Generator], density:list[float], scale:Seque
         return t.mul_(scale[i]) if scale[i]!=1 else t
     return drop
 
-# %% ../nbs/lib/08_merge.ipynb #f4ec716e
+# %% ../nbs/lib/08_merge.ipynb #6096c346
 @method('dare', base=True)
 def dare(
     xs:list[Tensor], base:Tensor, *,    # The tensor of each expert, and that of the base
@@ -515,6 +527,7 @@ def dare(
     n = len(xs)
     choose(definition, ('paper', 'mergekit'), 'definition')
     density, scale, rule = _each(density, n), [1.]*n, RULES[choose(then, RULES, 'then')]
+    if definition=='mergekit' and then=='elect': rule = partial(_elect, signed=True)
     if rescale and definition=='paper': scale = [1/d for d in density]
     elif rescale:
         before, after, drop = [0.]*n, [0.]*n, _dropper(_streams(n, name, seed), density, scale)
@@ -525,7 +538,7 @@ def dare(
         scale = [a/b if b>0 else 1. for a,b in zip(before, after)]
     return _through(xs, base, partial(rule, w=_weights(weights, n)), lambda_, _dropper(_streams(n, name, seed), density, scale))
 
-# %% ../nbs/lib/08_merge.ipynb #4b9a0c31
+# %% ../nbs/lib/08_merge.ipynb #43924339
 @method('breadcrumbs', base=True)
 def breadcrumbs(
     xs:list[Tensor], base:Tensor, *,    # The tensor of each expert, and that of the base
@@ -540,9 +553,9 @@ def breadcrumbs(
     density, gamma = _each(density, n), _each(gamma, n)
     for d,g in zip(density, gamma):
         if not 0 <= g <= 1-d+1e-9: raise ValueError(f"`gamma` is {g} and `density` {d}; expected gamma of at least 0, and a sum of at most 1")
-    cuts = [_below(c) for c in _one_scan([*xs, *xs], base, [min(1., d+g) for d,g in zip(density, gamma)]+gamma, [0.]*(2*n)).cuts]
-    tops = [c if int(g*size) else math.inf for c,g in zip(cuts[n:], gamma)]
-    def thin(i, t): return F.hardshrink(t, cuts[i]) - F.hardshrink(t, tops[i])
+    top = [int(g*size) for g in gamma]   # so many are dropped; the next one is the largest that stays
+    cuts = _one_scan([*xs, *xs], base, [min(1., d+g) for d,g in zip(density, gamma)] + [min(1., (k+1.5)/max(1, size)) for k in top], [0.]*(2*n)).cuts
+    def thin(i, t): return F.hardshrink(t, _below(cuts[i])) - (F.hardshrink(t, cuts[n+i]) if top[i] else 0)
     return _through(xs, base, partial(rule, w=_weights(weights, n)), lambda_, thin)
 
 @method('della', base=True)
@@ -582,7 +595,7 @@ def model_stock(
     cos = max(0., float((g/np.outer(norms, norms))[~np.eye(n, dtype=bool)].mean()))
     return _through(xs, base, partial(_mean, w=[1.]*n), n*cos/(1+(n-1)*cos))
 
-# %% ../nbs/lib/08_merge.ipynb #9c1b17f1
+# %% ../nbs/lib/08_merge.ipynb #cc08d47a
 def _masks(ts:list[Tensor], w:list[float], thresholds:list[float]) -> tuple[Tensor, list[Tensor]]:
     "Return the sum of the task vectors, and where each of them is found in it, as 0 and 1."
     ts = [t.mul_(a) for t,a in zip(ts, w)]
@@ -597,7 +610,7 @@ def tall_mask(
     threshold:float=0.4,                # λ of the mask; chosen on held-out data, from 0.2 to 0.6 in the paper's code
 ) -> Tensor:                            # Like `base`
     "Keep of the summed task vectors what belongs to one task (TALL masks, 2405.07813)."
-    if not 0 <= task < len(xs): raise ValueError(f"`task` is {task}; expected a number from 0 to {len(xs)-1}")
+    if task not in range(len(xs)): raise ValueError(f"`task` is {task}; expected a whole number from 0 to {len(xs)-1}")
     def combine(ts):
         total, masks = _masks(ts, _weights(weights, len(xs)), _each(threshold, len(xs)))
         return total.mul_(masks[task])
@@ -612,12 +625,13 @@ def consensus(
     k:int=2,                            # Masks that must hold an entry
 ) -> Tensor:                            # Like `base`
     "Keep of the summed task vectors what at least `k` tasks need (Consensus, 2405.07813)."
+    if k not in range(len(xs)+1): raise ValueError(f"`k` is {k}; expected a whole number from 0 to {len(xs)}, the experts")
     def combine(ts):
         total, masks = _masks(ts, _weights(weights, len(xs)), _each(threshold, len(xs)))
         return total.mul_(sum(masks).ge_(k))
     return _through(xs, base, combine, lambda_)
 
-# %% ../nbs/lib/08_merge.ipynb #3bac7a7b
+# %% ../nbs/lib/08_merge.ipynb #6d64c274
 def _rows(blocks:Mapping|Int[Tensor, "n s"]) -> Iterator[Tensor]:
     "Read token ids one block at a time, as `evaluate` does."
     from merge_nb.evaluate import read_blocks
@@ -630,9 +644,8 @@ def fisher_diagonal(
 ) -> dict[str,Tensor]:                  # One value a weight, per token; 0 where nothing depends on it
     "Measure how much the predictions depend on each weight."
     g, device, tokens = torch.Generator().manual_seed(seed_of('fisher', seed)), next(model.parameters()).device, 0
-    params = {k:p for k,p in model.named_parameters()}
-    frozen = [p for p in params.values() if not p.requires_grad]
-    total, mode = {k: torch.zeros_like(p, dtype=torch.float32) for k,p in params.items()}, model.training
+    params, mode = dict(model.named_parameters()), model.training
+    frozen, total = [p for p in params.values() if not p.requires_grad], {k: torch.zeros_like(p, dtype=torch.float32) for k,p in params.items()}
     try:
         model.eval().requires_grad_(True)
         for x in _rows(blocks):
@@ -655,6 +668,7 @@ def fisher(
 ) -> Tensor:                            # Like each of `xs`
     "Average each weight by its Fisher information (2111.09832)."
     w = _weights(weights, len(xs), True)
+    if min(w)<0 or not eps>0: raise ValueError(f"`weights` of fisher are {weights}, `eps` is {eps}; expected weights of at least 0, and more than 0")
     if all(f is None for f in fishers): return _combine(xs, w)
     shares = [torch.full_like(x, a*eps) if f is None else (f.to(x)+eps)*a for x,f,a in zip(xs, fishers, w)]
     return sum(x*s for x,s in zip(xs, shares))/sum(shares)

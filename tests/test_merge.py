@@ -145,6 +145,17 @@ def test_dare_is_unbiased(definition, mean):
     assert abs(sum(got)/400 - mean) < .15
 
 
+@quick
+@given(seed=st.integers(0, 99), n=st.integers(2, 200), density=st.floats(.05, .5), gamma=st.floats(0, .5), grid=st.booleans())
+def test_breadcrumbs_by_sorting(seed, n, density, gamma, grid):
+    "Kept is what is no larger than the first that stays and no smaller than the last."
+    t = torch.randn(n, generator=torch.Generator().manual_seed(seed))
+    if grid: t = (2*t).round()
+    size, top, last = t.abs().sort(descending=True).values, int(gamma*n), max(1, int(min(1, density+gamma)*n))
+    keep = (t.abs() <= size[top])*(t.abs() >= size[last-1])
+    assert torch.equal(merge('breadcrumbs', [{'w': t}], {'w': torch.zeros(n)}, density=density, gamma=gamma)['w'], t*keep)
+
+
 @pytest.mark.parametrize('bad, say', [
     (dict(density=0), 'fraction in'), (dict(density=1.5), 'fraction in'), (dict(density='x'), 'expected a number'), (dict(densty=.5), "did you mean 'density'"),
     (dict(weights=[1]), 'expected 2'), (dict(weights=[1, math.nan]), 'finite'), (dict(lambda_=math.inf), 'finite'), (dict(lambda_=[]), 'expected numbers or rules'),
