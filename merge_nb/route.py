@@ -237,7 +237,7 @@ def _layers(config:RoutedConfig, pool:nn.ModuleDict, width:int, depth:int) -> li
     def router(l): return Router(width, n, **config.router) if n>1 and not (l and config.shared) else None
     return [RoutedMLP([s[str(j)] for j in window(l, config.span, depth) for s in stacks], router(l), box, sparse, l==depth-1) for l in range(depth)]
 
-# %% ../nbs/lib/10_route.ipynb #a17e5a15
+# %% ../nbs/lib/10_route.ipynb #7dd458fb
 class RoutedModel(PreTrainedModel, GenerationMixin):
     "A causal language model whose MLPs are mixtures of experts' MLPs."
     config_class = RoutedConfig
@@ -271,18 +271,21 @@ class RoutedModel(PreTrainedModel, GenerationMixin):
         for i,e in enumerate(self.config.experts): e['hash'] = state_hash(self.experts[str(i)].state_dict()) # as they are now: the type may have changed
         return super().save_pretrained(*args, **kwargs)
 
-    def routers(self) -> list[RoutedMLP]:
-        "Return the routed MLP of each layer."
-        return [m for m in self.host.modules() if isinstance(m, RoutedMLP)]
-
-    def router_parameters(self) -> list[nn.Parameter]:
-        "Return what learns."
-        return [p for m in self.routers() if m.router is not None for p in m.router.parameters()]
-
     def train(self, mode:bool=True) -> RoutedModel:
         super().train(False)
         self.training = mode
         return self
+
+# %% ../nbs/lib/10_route.ipynb #76b042db
+@patch
+def routers(self:RoutedModel) -> list[RoutedMLP]: # First layer to last
+    "Return the routed MLP of each layer."
+    return [m for m in self.host.modules() if isinstance(m, RoutedMLP)]
+
+@patch
+def router_parameters(self:RoutedModel) -> list[nn.Parameter]: # Of all layers
+    "Return what learns."
+    return [p for m in self.routers() if m.router is not None for p in m.router.parameters()]
 
 # %% ../nbs/lib/10_route.ipynb #a2ab8cab
 def _check_experts(folder:Path, config:RoutedConfig) -> None:
