@@ -1,0 +1,128 @@
+"""Time merging on disk, from the shell to the last byte, and weigh its memory; beside mergekit where there is one.
+
+    python benchmarks/merge.py [--threads 2] [--runs 3] [--json PATH]
+
+A Llama of 134 million parameters in float32 and two fine-tunes of it, which are the base and small noise, are made in a temporary
+folder (about 5 GB of disk). Seconds are of whole commands, the interpreter's start and all hashes among them, with the files in the
+page cache; so are seconds of processor time. Memory is the peak of the process. `disk to disk` is the function alone, without
+hashes, over the time of copying one of the files.
+
+`MERGE_NB_MERGEKIT` names the folder of the commands of another environment in which mergekit is installed, such as /venv/bin. Without
+it, only our own rows are measured, and the targets that compare are left out. Our methods are at their defaults, so TIES trims over
+all tensors at once and finds the exact threshold, while mergekit trims tensor by tensor.
+"""
+from __future__ import annotations
+import json, os, shutil, subprocess, sys, tempfile, time
+from pathlib import Path
+from statistics import median
+from _timing import main, ratio, row, target
+from startup import command
+
+LLAMA = dict(model_type='llama', hidden_size=576, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3, intermediate_size=1536,
+             vocab_size=49152, tie_word_embeddings=True, max_position_embeddings=2048)
+METHODS = dict(linear='linear', slerp='slerp', task_arithmetic='task_arithmetic', ties='ties', dare_ties='dare')  # mergekit's name: ours
+MAKE = """
+import json, sys, torch
+from pathlib import Path
+from merge_nb.models import load_base
+home, config, noise = Path(sys.argv[1]), json.loads(sys.argv[2]), torch.Generator().manual_seed(1)
+m = load_base(config)
+start = {k: p.detach().clone() for k,p in m.named_parameters()}
+m.save_pretrained(home/'base')
+for n in 'ab':
+    for k,p in m.named_parameters(): p.data.copy_(start[k] + 1e-3*torch.randn(p.shape, generator=noise))
+    m.save_pretrained(home/n)
+"""
+COPY = """
+import os, shutil, sys, time
+from merge_nb.checkpoints import MergeConfig, merge_checkpoints
+home = sys.argv[1]
+config = MergeConfig(method='linear', models=(f'{home}/a', f'{home}/b'), hashes=False)
+for i in range(int(sys.argv[2])+1):
+    start = time.perf_counter()
+    shutil.copyfile(f'{home}/a/model.safetensors', f'{home}/copy')
+    copied = time.perf_counter()
+    merge_checkpoints(config, f'{home}/out')
+    if i: print(copied-start, time.perf_counter()-copied)
+    shutil.rmtree(f'{home}/out')
+    os.unlink(f'{home}/copy')
+"""
+YAML = """
+merge_method: {method}
+base_model: {home}/base
+models:
+  - {{model: {home}/a, parameters: {{weight: 0.5{density}}}}}
+  - {{model: {home}/b, parameters: {{weight: 0.5{density}}}}}
+dtype: float32
+"""
+
+def yaml(home:Path, method:str) -> Path:
+    "Write mergekit's configuration for one of its methods; slerp goes between the base and the first fine-tune."
+    density = ', density: 0.2' if 'ties' in method else ''
+    text = YAML.format(method=method, home=home, density=density)
+    if method=='linear': text = text.replace(f'base_model: {home}/base\n', '')
+    if method=='slerp': text = f'merge_method: slerp\nbase_model: {home}/a\nmodels:\n  - model: {home}/a\n  - model: {home}/b\nparameters: {{t: 0.5}}\ndtype: float32\n'
+    path = home/f'{method}.yaml'
+    path.write_text(text)
+    return path
+
+class Cost:
+    "What a command took: seconds, processor seconds, peak memory in MB."
+    def __init__(self, words:list[str], home:Path):
+        shutil.rmtree(home/'out', ignore_errors=True)
+        start = time.perf_counter()
+        p = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        said = p.stderr.read()
+        _, status, used = os.wait4(p.pid, 0)
+        p.returncode = status
+        self.seconds, self.cpu, self.mb = time.perf_counter()-start, used.ru_utime+used.ru_stime, used.ru_maxrss/1024
+        if status: raise RuntimeError(f"{' '.join(words)} failed: {said.decode()[-500:]}")
+
+def ours(home:Path, method:str) -> list[str]:
+    "Our command, for a method by mergekit's name."
+    how = {'dare_ties': ['--set', 'then=elect', '--set', 'density=0.2']}.get(method, [])
+    base = [] if method in ('linear', 'slerp') else ['--base', f'{home}/base']
+    return [command(), 'merge', f'{home}/a', f'{home}/b', '--method', METHODS[method], *base, *how, '--out', f'{home}/out']
+
+def measure(runs:int) -> tuple[list[dict], list[dict]]:
+    "All methods as whole commands, by turns with mergekit; the function against a copy; memory against depth."
+    mergekit = os.environ.get('MERGE_NB_MERGEKIT')
+    if not mergekit: print('MERGE_NB_MERGEKIT is not set: mergekit is not measured', file=sys.stderr)
+    with tempfile.TemporaryDirectory() as d:
+        home, deep = Path(d), Path(d, 'deep')
+        subprocess.run([sys.executable, '-c', MAKE, home, json.dumps(LLAMA)], check=True, stderr=subprocess.DEVNULL)
+        rows, targets = [], []
+        for method in METHODS: _compare(method, home, runs, mergekit, rows, targets)
+        _copy(home, runs, rows, targets)
+        for n in ('base', 'a', 'b'): shutil.rmtree(home/n)
+        subprocess.run([sys.executable, '-c', MAKE, deep, json.dumps(LLAMA | dict(num_hidden_layers=120))], check=True, stderr=subprocess.DEVNULL)
+        c = Cost(ours(deep, 'ties'), deep)
+        rows.append(dict(name='ties, 4 x the layers', seconds=c.seconds, megabytes=c.mb, cpu=c.cpu, runs=1, note='400 million parameters, whole command'))
+        targets.append(target('memory of ties, 4 x the layers', (c.mb,)*3, 'MB', at_most=900))
+    return rows, targets
+
+def _compare(method:str, home:Path, runs:int, mergekit:str|None, rows:list, targets:list) -> None:
+    "Measure one method, ours and theirs by turns."
+    them = [f'{mergekit}/mergekit-yaml', str(yaml(home, method)), f'{home}/out'] if mergekit else None
+    both = [(Cost(ours(home, method), home), Cost(them, home) if them else None) for _ in range(runs+1)][1:]
+    u, t = [o for o,_ in both], [o for _,o in both if o]
+    over = [o.seconds for o in u]
+    spread = lambda v: (median(v), min(v), max(v))
+    for name,costs,note in ((method, u, 'merge_nb, whole command'), (f'{method}, mergekit', t, 'mergekit 0.1.5, whole command')):
+        if costs: rows.append(row(name, [o.seconds for o in costs], over, note, cpu=median(o.cpu for o in costs), megabytes=max(o.mb for o in costs)))
+    targets.append(target(f'memory of {method}', spread([o.mb for o in u]), 'MB', at_most=900))
+    if method in ('linear', 'slerp'): targets.append(target(f'{method}, whole command', spread(over), 's', at_most=5))
+    if method=='ties': targets.append(target('ties with an exact threshold, processor time', spread([o.cpu for o in u]), 's', at_most=10))
+    if not t: return
+    if method=='ties': targets.append(target("ties, processor time over mergekit's", ratio([o.cpu for o in u], [o.cpu for o in t]), 'x', at_most=1/5))
+    elif method!='task_arithmetic': targets.append(target(f"{method}, seconds over mergekit's", ratio(over, [o.seconds for o in t]), 'x', at_most=1/3))
+
+def _copy(home:Path, runs:int, rows:list, targets:list) -> None:
+    "Measure the function against copying one file."
+    shutil.rmtree(home/'out', ignore_errors=True)
+    said = subprocess.run([sys.executable, '-c', COPY, home, str(2*runs+1)], check=True, capture_output=True, text=True).stdout
+    copied, merged = zip(*(map(float, l.split()) for l in said.splitlines()))
+    rows += [row('copy of one file', copied, copied, 'shutil.copyfile, page cache warm'), row('linear, disk to disk', merged, copied, 'merge_checkpoints without hashes')]
+    targets.append(target('linear, disk to disk, over a copy', ratio(merged, copied), 'x', at_most=2))
+
+if __name__=='__main__': main(__doc__, measure, runs=3, torch=False)
