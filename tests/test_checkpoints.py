@@ -299,7 +299,7 @@ def test_nothing_heavy_is_imported():
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 def test_memory_does_not_grow_with_the_model(tmp_path):
-    "Three times the layers, the same peak, give or take 40 MB."
+    "Three times the layers are 288 MB more to read; the peak, in which mapped pages count until they are given back, grows by less than a third of that."
     code = r'''
 import re, sys
 from merge_nb.checkpoints import *
@@ -315,4 +315,4 @@ print(re.search(r'VmHWM:\s+(\d+)', open('/proc/self/status').read())[1])
             done = run(code, *paths, home/method, method, OMP_NUM_THREADS='1')
             assert not done.returncode, done.stderr
             peaks[-1].append(int(done.stdout)//1024)
-    assert all(b-a < 40 for a, b in zip(*peaks)), peaks
+    assert all(b-a < 96 for a, b in zip(*peaks)), peaks
