@@ -25,7 +25,7 @@ class Experiment:
     name:str                        # As in `experiments/NAME.toml`
     config:type[Frozen]             # Its fields decide the rows
     rows:Callable[...,list[dict]]   # (configuration, `Run`): measures, one dictionary a point
-    figures:Callable[...,dict]      # (table of the rows): title of a figure -> (axes, what to see)
+    figures:dict[str,tuple]         # Title: (function of a table and axes that draws, what to see)
     work:Callable[...,int]          # (configuration): units of work, for the progress bar
     measured:tuple[str,...]         # Columns that hold results
 
@@ -37,6 +37,39 @@ def register(
     "Make an experiment known under its name."
     EXPERIMENTS[experiment.name] = experiment
     return experiment
+
+# %% ../nbs/lib/15_experiments.ipynb #40478fc1
+@patch
+def draw(self:Experiment,
+    title:str,      # A key of `figures`
+    df:Any,         # Table of the rows of a record
+    ax:Any=None,    # Axes to draw on; by default new ones
+) -> Any:           # The axes
+    "Draw one figure."
+    return self.figures[choose(title, self.figures, 'figure')][0](df, ax)
+
+@patch
+def beside(self:Experiment,
+    title:str,      # A key of `figures`
+    *records:Record,# From `recall`
+) -> Any:           # Axes, one a record
+    "Draw one figure for several records, one panel each."
+    from merge_nb.figures import panels
+    axes = panels(len(records), titles=[r.scale for r in records])
+    for ax,r in zip(axes, records): self.draw(title, r.df, ax)
+    return axes
+
+@patch
+def drawn(self:Experiment,
+    df:Any,         # Table of the rows of a record
+) -> dict[str,tuple]: # Title: axes, what to see
+    "Draw all figures but those that `df` has no rows for."
+    out = {}
+    for title,(_,text) in self.figures.items():
+        try: out[title] = (self.draw(title, df), text)
+        except ValueError as e:
+            if 'no row with' not in str(e): raise
+    return out
 
 # %% ../nbs/lib/15_experiments.ipynb #12d615d6
 def names() -> list[str]: # Sorted
@@ -284,7 +317,7 @@ def summary(
     "Write a page with the figures of a record and its agreement with another."
     experiment,out = find(name), Path(out) if out else root()/'reports'/f'{name}-{ours.scale}'
     said,wrong = (f'<p><b>{verdict(None)}</b></p>', 0) if recorded is None else _comparison(ours, recorded, set(experiment.measured), rtol, atol)
-    figures = [_figure(title, ax, text, out) for title,(ax,text) in experiment.figures(ours.df).items()]
+    figures = [_figure(title, ax, text, out) for title,(ax,text) in experiment.drawn(ours.df).items()]
     page = PAGE.format(title=escape(f'{name} at {ours.scale}'), body='\n'.join([said, _origins(ours, recorded), *figures]))
     with write_beside(out/'index.html') as tmp: tmp.write_text(page, encoding='utf-8')
     return out/'index.html', wrong

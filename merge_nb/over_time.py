@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 import numpy as np, pandas as pd, torch
 from datasets import Dataset
-from matplotlib.axes import Axes
 from pydantic import model_validator
 from scipy.stats import rankdata
 from torch import nn
@@ -19,17 +18,18 @@ from .core import Frozen, choose, key_of, seed_of, state_hash
 from .data import Domain, load_domain, mix, token_blocks, train_tokenizer
 from .evaluate import evaluate, paired_bootstrap, split_documents
 from .experiments import Experiment, Run, register
-from .figures import Correlation, curve_plot, heat_map, line_plot, mark_step, panels, scatter_plot
+from .figures import Correlation, curve_plot, heat_map, line_plot, mark_step, scatter_plot
 from .finetune import FinetuneConfig, ladder, load_step
 from .hidden import hidden_states
 from .interpolate import SPACES, barrier, best_alpha, critical_step, mix_activations, path
 from .models import load_base, weights
+from .results import claim, pick
 
 # %% auto #0
-__all__ = ['ROLES', 'EXPERTS', 'PAIRS', 'COMPARED', 'STEP', 'LOSS', 'CHANGE', 'FIGURES', 'MEASURED', 'EXPERIMENT', 'DomainConfig',
-           'BaseConfig', 'OverTimeConfig', 'Setting', 'load_domains', 'setting', 'experts', 'ladder_rows', 'path_rows',
-           'similarity_rows', 'measure', 'critical_rows', 'critical', 'loss_against_cka', 'within_seeds', 'draw',
-           'beside', 'claims']
+__all__ = ['ROLES', 'EXPERTS', 'PAIRS', 'COMPARED', 'STEP', 'LOSS', 'CHANGE', 'FIGURES', 'MEASURED', 'EXPERIMENT', 'draw',
+           'beside', 'DomainConfig', 'BaseConfig', 'OverTimeConfig', 'Setting', 'load_domains', 'setting', 'experts',
+           'ladder_rows', 'path_rows', 'similarity_rows', 'measure', 'critical_rows', 'critical', 'loss_against_cka',
+           'within_seeds', 'claims']
 
 # %% ../nbs/lib/20_over_time.ipynb #d85e39f0
 ROLES = ('general', 'maths', 'code', 'adaptation')
@@ -279,12 +279,6 @@ def _work(
     return len(config.seeds)*each
 
 # %% ../nbs/lib/20_over_time.ipynb #32509e2e
-def _pick(df:pd.DataFrame, **where) -> pd.DataFrame:
-    "Keep the rows whose columns have these values; complain if there are none."
-    for k,v in where.items(): df = df[df[k]==v]
-    if not len(df): raise ValueError(f"the record has no row with {where}")
-    return df.astype({'step':int})
-
 def critical(
     df:pd.DataFrame,           # Rows of a record
     pair:str='maths + code',   # A key of `PAIRS`
@@ -300,9 +294,9 @@ def loss_against_cka(
     layer:int|None=None,      # By default the last
 ) -> pd.DataFrame:            # One row a seed and step: cka; change of the merged loss from the base
     "Set the merged loss of each rung beside the experts' similarity."
-    s = _pick(df, kind='similarity', between='maths – code', domain=domain, metric='cka', pool='tokens')
+    s = pick(df, kind='similarity', between='maths – code', domain=domain, metric='cka', pool='tokens')
     s = s[s.layer==(s.layer.max() if layer is None else layer)]
-    best = _pick(df, kind='best', pair='maths + code', space='activations')
+    best = pick(df, kind='best', pair='maths + code', space='activations')
     return s[['seed','step','value']].rename(columns={'value':'cka'}).merge(best[['seed','step','over_base']].rename(columns={'over_base':'change'}), on=['seed','step'])
 
 # %% ../nbs/lib/20_over_time.ipynb #9cf6697a
@@ -327,7 +321,7 @@ def within_seeds(
 STEP,LOSS,CHANGE = 'fine-tuning step', 'loss on adaptation (nats a token)', 'merged loss − base (nats a token)'
 
 def _draw_loss(df, ax):
-    best = _pick(df, kind='best', pair='maths + code', space='activations')
+    best = pick(df, kind='best', pair='maths + code', space='activations')
     long = best.melt(['seed','step'], ['loss','expert_loss','base_loss'], var_name='model', value_name='nats')
     names = {'loss':'merged', 'expert_loss':'better expert', 'base_loss':'base'}
     ax = line_plot(long.assign(model=long.model.map(names)), 'step', 'nats', 'model', xscale='symlog', xlabel=STEP, ylabel=LOSS,
@@ -336,23 +330,23 @@ def _draw_loss(df, ax):
     return mark_step(ax, c.best_step, c.low, c.high)
 
 def _draw_own(df, ax):
-    d = _pick(df, kind='ladder')
+    d = pick(df, kind='ladder')
     d = d[(d.domain==d.model) | (d.domain=='general')].assign(text=lambda d: d.domain.where(d.domain=='general', 'own domain'))
     d = d.sort_values('text', ascending=False, kind='stable') # solid lines first
     return line_plot(d, 'step', 'loss', 'model', dash='text', xscale='symlog', xlabel=STEP, ylabel='loss (nats a token)', ax=ax)
 
 def _draw_curves(df, ax):
-    return curve_plot(_pick(df, kind='curve', pair='maths + code', space='activations'), xlabel='weight α of the maths expert', ylabel=LOSS, label=STEP, ax=ax)
+    return curve_plot(pick(df, kind='curve', pair='maths + code', space='activations'), xlabel='weight α of the maths expert', ylabel=LOSS, label=STEP, ax=ax)
 
 # %% ../nbs/lib/20_over_time.ipynb #23e05c86
 def _draw_spaces(df, ax):
-    ax = line_plot(_pick(df, kind='best', pair='maths + code'), 'step', 'over_base', 'space', xscale='symlog', xlabel=STEP, ylabel=CHANGE, ax=ax)
+    ax = line_plot(pick(df, kind='best', pair='maths + code'), 'step', 'over_base', 'space', xscale='symlog', xlabel=STEP, ylabel=CHANGE, ax=ax)
     ax.axhline(0, color='#888888', lw=.8)
     c = critical(df)
     return mark_step(ax, c.best_step, c.low, c.high)
 
 def _draw_control(df, ax):
-    ax = line_plot(_pick(df, kind='best', space='activations'), 'step', 'over_expert', 'pair', xscale='symlog', xlabel=STEP,
+    ax = line_plot(pick(df, kind='best', space='activations'), 'step', 'over_expert', 'pair', xscale='symlog', xlabel=STEP,
                    ylabel='merged − better expert (nats a token)', ax=ax)
     ax.axhline(0, color='#888888', lw=.8)
     return ax
@@ -364,7 +358,7 @@ def _draw_cka_loss(df, ax, domain='adaptation'):
                         xlabel=f'last-layer CKA on {domain} text', ylabel=CHANGE, label=STEP, ax=ax)
 
 def _draw_cka(df, ax, domain='adaptation'):
-    s = _pick(df, kind='similarity', between='maths – code', domain=domain, metric='cka', pool='tokens')
+    s = pick(df, kind='similarity', between='maths – code', domain=domain, metric='cka', pool='tokens')
     mean = s.groupby(['step','layer'], as_index=False).value.mean().astype({'layer':int})
     return heat_map(mean, 'step', 'layer', 'value', vmax=1, xlabel=STEP, ylabel='layer (0: embedding)', label=f'CKA on {domain} text', ax=ax)
 
@@ -379,45 +373,18 @@ FIGURES:dict[str,tuple[Callable,str]] = {
     'CKA by layer': (_draw_cka, 'The experts part from the top. CKA by layer (from the embedding up) over fine-tuning, mean over seeds.')}
 
 # %% ../nbs/lib/20_over_time.ipynb #54a26ade
-def draw(
-    title:str,           # A key of `FIGURES`
-    df:pd.DataFrame,     # Rows of a record
-    ax:Axes|None=None,   # Where to draw
-) -> Axes:
-    "Draw one figure of this experiment."
-    return FIGURES[choose(title, FIGURES, 'figure')][0](df, ax)
-
-def _figures(
-    df:pd.DataFrame,     # Rows of a record
-) -> dict[str,tuple]:    # Title -> (axes, what to see)
-    "Draw what the summary page shows."
-    return {title: (draw(title, df), text) for title,(_,text) in FIGURES.items()}
-
 MEASURED = ('loss', 'accuracy', 'value', 'chosen', 'expert_loss', 'base_loss', 'barrier', 'best_step', 'low', 'high', 'interior', *(f'{k}{end}' for k in ('gain','harm') for end in ('','_low','_high')),
             *(f'over_{k}{end}' for k in ('base','expert') for end in ('','_low','_high')))
-EXPERIMENT = register(Experiment('over-time', OverTimeConfig, _rows, _figures, _work, MEASURED))
-
-# %% ../nbs/lib/20_over_time.ipynb #7b6acce4
-def beside(
-    title:str,      # A key of `FIGURES`
-    *records,       # From `recall`
-):                  # Axes, one a record
-    "Draw one figure for several records, one panel each."
-    axes = panels(len(records), titles=[r.scale for r in records])
-    for ax,r in zip(axes, records): draw(title, r.df, ax)
-    return axes
+EXPERIMENT = register(Experiment('over-time', OverTimeConfig, _rows, FIGURES, _work, MEASURED))
+draw,beside = EXPERIMENT.draw, EXPERIMENT.beside
 
 # %% ../nbs/lib/20_over_time.ipynb #a65054a5
-def _claim(whose:str, text:str, unit:str, made_of:str, values, holds:bool|None) -> dict:
-    "Write a claim as a row; `values` are the value and the ends of its range."
-    return dict(zip(('value','low','high'), map(float, values)), claim=text, whose=whose, unit=unit, range=made_of, holds=holds)
-
 def claims(
     df:pd.DataFrame, # Rows of a record
 ) -> pd.DataFrame:   # value, low, high, claim, whose, unit, range, holds (None: not testable)
     "Hold the claims against a record."
-    best,lerp = [_pick(df, kind='best', pair='maths + code', space=s).sort_values(['seed','step']) for s in ('activations','lerp')]
-    same,c,cka = _pick(df, kind='best', pair='maths + maths again', space='activations'), critical(df), loss_against_cka(df)
+    best,lerp = [pick(df, kind='best', pair='maths + code', space=s).sort_values(['seed','step']) for s in ('activations','lerp')]
+    same,c,cka = pick(df, kind='best', pair='maths + maths again', space='activations'), critical(df), loss_against_cka(df)
     end,late = best[best.step==best.step.max()], cka[cka.step>=c.best_step]
     def spread(x): return x.mean(), x.min(), x.max()
     fall = within_seeds(cka, 'step', 'cka')
@@ -426,11 +393,11 @@ def claims(
     gap = (lerp.loss.to_numpy()-best.loss.to_numpy())[best.step.to_numpy()==best.step.max()]
     drawn,seeds = '95 %, documents and seeds', 'from seed to seed'
     return pd.DataFrame([
-        _claim('study', 'merging first helps', 'nats below the base, at the best step', drawn, (c.gain, c.gain_low, c.gain_high), c.gain_low>0),
-        _claim('study', 'and later hurts', 'nats above the best step, at the end', drawn, (c.harm, c.harm_low, c.harm_high), c.harm_low>0 and c.interior>=.95),
-        _claim('ours', 'the merge beats the better expert', 'nats below it, at the end', 'widest 95 % of any seed, documents',
+        claim('study', 'merging first helps', 'nats below the base, at the best step', drawn, (c.gain, c.gain_low, c.gain_high), c.gain_low>0),
+        claim('study', 'and later hurts', 'nats above the best step, at the end', drawn, (c.harm, c.harm_low, c.harm_high), c.harm_low>0 and c.interior>=.95),
+        claim('ours', 'the merge beats the better expert', 'nats below it, at the end', 'widest 95 % of any seed, documents',
                (-end.over_expert.mean(), -end.over_expert_high.max(), -end.over_expert_low.min()), (end.over_expert_high<0).all()),
-        _claim('study', 'similarity falls with fine-tuning', 'rank correlation of step and CKA', '95 %, steps and seeds', fall, fall[2]<0),
-        _claim('study', 'past the best step, less similar experts merge worse', 'rank correlation of CKA and loss', '95 %, steps and seeds', tie, tie[2]<0 if tie[2]==tie[2] else None),
-        _claim('ours', 'two runs of one expert gain less than a tenth of that', 'nats below the better, mean of all steps', 'single steps and seeds', spread(alone), alone.mean()<.1*cross.mean()),
-        _claim('ours', 'activations merge better than weights in the end', 'nats below lerp, at the last step', seeds, spread(gap), gap.min()>0)])
+        claim('study', 'similarity falls with fine-tuning', 'rank correlation of step and CKA', '95 %, steps and seeds', fall, fall[2]<0),
+        claim('study', 'past the best step, less similar experts merge worse', 'rank correlation of CKA and loss', '95 %, steps and seeds', tie, tie[2]<0 if tie[2]==tie[2] else None),
+        claim('ours', 'two runs of one expert gain less than a tenth of that', 'nats below the better, mean of all steps', 'single steps and seeds', spread(alone), alone.mean()<.1*cross.mean()),
+        claim('ours', 'activations merge better than weights in the end', 'nats below lerp, at the last step', seeds, spread(gap), gap.min()>0)])

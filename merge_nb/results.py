@@ -18,8 +18,8 @@ from .core import choose, root, write_beside
 if TYPE_CHECKING: import pandas as pd
 
 # %% auto #0
-__all__ = ['SCALES', 'Tree', 'tree_state', 'provenance', 'record', 'Record', 'is_current', 'recall', 'records', 'compare',
-           'disagreements', 'render']
+__all__ = ['SCALES', 'Tree', 'tree_state', 'provenance', 'record', 'Record', 'is_current', 'recall', 'records', 'pick', 'claim',
+           'compare', 'disagreements', 'render']
 
 # %% ../nbs/lib/13_results.ipynb #d5779c53
 SCALES = ('smoke', 'small', 'real', 'paper')  # every line is executed, the default, real text, the original study
@@ -259,6 +259,28 @@ def records(
 ) -> list[Record]:             # By file name; without scratch
     "Read every record there is."
     return [_read(p) for p in sorted(_results(folder).glob('*.json'))]
+
+# %% ../nbs/lib/13_results.ipynb #90aed6b6
+def pick(
+    df:pd.DataFrame, # Rows of a record
+    **where,         # Column: the value it must have, or a list of those it may have
+) -> pd.DataFrame:   # At least one row; columns of whole numbers without gaps are plain integers
+    "Keep the rows of `df` that agree with `where`."
+    for k,v in where.items(): df = df[df[k].isin(v) if isinstance(v, (list, tuple)) else df[k]==v]
+    if not len(df): raise ValueError(f"the record has no row with {where}")
+    return df.astype({c: int for c in df if df[c].dtype=='Int64' and df[c].notna().all()})
+
+# %% ../nbs/lib/13_results.ipynb #3d6a28b4
+def claim(
+    whose:str,             # Who makes it: a paper, or "ours"
+    text:str,              # The claim
+    unit:str,              # Of the value, and what it is measured from
+    over:str,              # What the range is taken over
+    values:Iterable[float],# The value and the ends of its range
+    holds:bool|None,       # The verdict; None: not testable
+) -> dict:                 # claim, whose, unit, range, value, low, high, holds
+    "Write a claim as a row."
+    return dict(zip(('value','low','high'), map(float, values)), claim=text, whose=whose, unit=unit, range=over, holds=None if holds is None else bool(holds))
 
 # %% ../nbs/lib/13_results.ipynb #dd70ff81
 def _cells(table) -> list[dict]:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np, pandas as pd, torch
 from datasets import concatenate_datasets
 from jaxtyping import Float
-from matplotlib.axes import Axes
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from .cka import linear_cka
@@ -26,15 +25,16 @@ from .finetune import ladder, load_step
 from .interpolate import best_alpha, mix_activations, set_shares
 from .merge import METHODS, fisher_diagonal, input_grams, lines, merge, sweep
 from .models import load_weights, weights
-from .over_time import (CHANGE, EXPERTS, LOSS, ROLES, OverTimeConfig, Setting, _claim, _features, _pick, experts,
+from .over_time import (CHANGE, EXPERTS, LOSS, ROLES, OverTimeConfig, Setting, _features, experts,
     load_domains, setting, within_seeds)
+from .results import claim, pick
 
 # %% auto #0
 __all__ = ['REFERENCES', 'ACTIVATIONS', 'ADDED', 'MEASURES', 'OWN', 'MIDDLE', 'FOLLOWED', 'SCALED', 'TABLED', 'PREDICTORS',
-           'FIGURES', 'MEASURED', 'EXPERIMENT', 'MethodConfig', 'WeightSpaceConfig', 'ladders', 'shares', 'grid',
-           'measured', 'merged', 'halves', 'in_weights', 'own_task', 'in_activations', 'against', 'compare', 'geometry',
-           'pair_rows', 'all_pairs', 'pooled', 'pooled_rows', 'kept', 'pairs', 'predictors', 'draw', 'chosen_method',
-           'claims']
+           'FIGURES', 'MEASURED', 'EXPERIMENT', 'draw', 'beside', 'MethodConfig', 'WeightSpaceConfig', 'ladders',
+           'shares', 'grid', 'measured', 'merged', 'halves', 'in_weights', 'own_task', 'in_activations', 'against',
+           'compare', 'geometry', 'pair_rows', 'all_pairs', 'pooled', 'pooled_rows', 'kept', 'pairs', 'predictors',
+           'chosen_method', 'claims']
 
 # %% ../nbs/lib/22_weight_space.ipynb #92305f8f
 class MethodConfig(Frozen):
@@ -382,7 +382,7 @@ FOLLOWED = {'linear':'#0072B2', 'task_arithmetic':'#D55E00', 'ties':'#009E73', '
 SCALED = ('task_arithmetic', 'magmax', 'ties', 'dare', 'breadcrumbs', 'consensus')
 
 def _draw_methods(df, ax):
-    d = _pick(df, kind='pooled', experts=2)
+    d = pick(df, kind='pooled', experts=2)
     d = d[~d.method.isin(['base', 'maths', 'code', 'better expert', 'tall_mask'])]
     if ax is None:
         ax = panels(1, height=5.5)[0]
@@ -392,7 +392,7 @@ def _draw_methods(df, ax):
     return dot_plot(d, 'method', 'over_base', 'over_base_low', 'over_base_high', hue='step', labels={t: f'step {t}' for t in d.step}, xlabel=CHANGE, ax=ax)
 
 def _draw_followed(df, ax, x, xlabel, **where):
-    d = _pick(df, kind='best', **where)
+    d = pick(df, kind='best', **where)
     d = d[d.method.isin(set(FOLLOWED) & set(d[d[x]==d[x].max()].method))].astype({'experts':int})
     d = d.sort_values('method', key=lambda s: s.map(list(FOLLOWED).index), kind='stable')
     return line_plot(d, x, 'over_base', 'method', colours=FOLLOWED, xscale='log' if x=='step' else 'linear', xlabel=xlabel, ylabel=CHANGE, ax=ax)
@@ -402,7 +402,7 @@ def _draw_rungs(df, ax): return _draw_followed(df, ax, 'step', 'fine-tuning step
 def _draw_experts(df, ax): return _draw_followed(df, ax, 'experts', 'experts merged', step=df[df.kind=='best'].step.max())
 
 def _draw_scale(df, ax):
-    d = _pick(df, kind='tried', experts=2)
+    d = pick(df, kind='tried', experts=2)
     d = d[(d.step==d.step.max()) & d.method.isin(SCALED) & (d.scale<=1)]
     d = d.groupby(['method','scale','seed'], as_index=False).loss.min() # of the other options
     return line_plot(d.sort_values('method', key=lambda s: s.map(SCALED.index), kind='stable'), 'scale', 'loss', 'method', xlabel='scale λ of the merged task vector', ylabel=LOSS, ax=ax)
@@ -413,7 +413,7 @@ def kept(
     step:int|None=None,  # By default the last
 ) -> pd.DataFrame:       # Rows of two merged experts, with `over_parents`
     "Compare each merge with the best of its parents on each domain."
-    d = _pick(df, kind='domain', experts=2)
+    d = pick(df, kind='domain', experts=2)
     d = d[d.step==(d.step.max() if step is None else step)]
     parents = d[d.method.isin(['base', 'maths', 'code'])].groupby(['seed','domain']).loss.min().rename('parents').reset_index()
     d = d[~d.method.isin(['base', 'maths', 'code'])].merge(parents, on=['seed','domain'])
@@ -436,7 +436,7 @@ def pairs(
     method:str='mean',    # A key of `MIDDLE`, or "activations"
 ) -> pd.DataFrame:        # One row a pair and seed: steps, geometry, cka, over_base, over_expert
     "Set the merged loss of each pair beside its description."
-    a,b,at = _pick(df, kind='pair'), _pick(df, kind='middle', method=method), ['seed','pair','step','other']
+    a,b,at = pick(df, kind='pair'), pick(df, kind='middle', method=method), ['seed','pair','step','other']
     d = a[[*at, *PREDICTORS[:-1]]].merge(b[[*at, 'over_base', 'over_expert']], on=at)
     return d.assign(steps=np.sqrt(d.step*d.other.astype(float)))
 
@@ -471,20 +471,9 @@ FIGURES:dict[str,tuple[Callable,str]] = {
     'CKA and loss': (partial(_draw_pairs, x='cka', xlabel='last-layer CKA on adaptation text'), 'Representations and merged loss. The same with the similarity of the two experts.'),
     'Predictors': (_draw_predictors, 'What tells beforehand. Rank correlation of each description of a pair with the loss of the mean of its weights, with 95 % intervals over pairs and seeds.')}
 
-def draw(
-    title:str,           # A key of `FIGURES`
-    df:pd.DataFrame,     # Rows of a record
-    ax:Axes|None=None,   # Where to draw
-) -> Axes:
-    "Draw one figure of this experiment."
-    return FIGURES[choose(title, FIGURES, 'figure')][0](df, ax)
-
-def _figures(df:pd.DataFrame) -> dict[str,tuple]:
-    "Draw what the summary page shows."
-    return {title: (draw(title, df), text) for title,(_,text) in FIGURES.items()}
-
 MEASURED = ('loss', 'chosen_by', 'wins', *PREDICTORS[:-1], *(f'over_{k}{end}' for k in ('base','expert') for end in ('','_low','_high')))
-EXPERIMENT = register(Experiment('weight-space', WeightSpaceConfig, _rows, _figures, _work, MEASURED))
+EXPERIMENT = register(Experiment('weight-space', WeightSpaceConfig, _rows, FIGURES, _work, MEASURED))
+draw,beside = EXPERIMENT.draw, EXPERIMENT.beside
 
 # %% ../nbs/lib/22_weight_space.ipynb #9356eba7
 def chosen_method(
@@ -492,7 +481,7 @@ def chosen_method(
     experts:int=2,    # How many were merged
 ) -> pd.DataFrame:    # One row a seed and step
     "Pick the method of weight space with the least loss on the choosing documents."
-    d = _pick(df, kind='best', experts=experts)
+    d = pick(df, kind='best', experts=experts)
     d = d[~d.method.isin([*REFERENCES, *ADDED, *ACTIVATIONS])]
     return d.loc[d.groupby(['seed','step']).chosen_by.idxmin()]
 
@@ -500,15 +489,15 @@ def claims(
     df:pd.DataFrame, # Rows of a record
 ) -> pd.DataFrame:   # value, low, high, claim, whose, unit, range, holds (None: not testable)
     "Hold the claims against a record."
-    d,end = _pick(df, kind='best', experts=2), int(df[df.kind=='best'].step.max())
+    d,end = pick(df, kind='best', experts=2), int(df[df.kind=='best'].step.max())
     most,late = int(df[df.kind=='best'].experts.max()), df[(df.kind!='best') | (df.step==end)]
     loss = d[d.step==end].set_index(['method','seed']).loss
     best = chosen_method(late).set_index('seed')
     def spread(x): return x.mean(), x.min(), x.max()
     def gap(a, b): return spread((best.loss if a=='best' else loss[a])-(best.loss if b=='best' else loss[b]))
-    few = _pick(late, kind='best', experts=most).method.unique()
+    few = pick(late, kind='best', experts=most).method.unique()
     more = chosen_method(late, most).set_index('seed').loss-chosen_method(late[late.method.isin(few)]).set_index('seed').loss
-    full = _pick(df, kind='tried', experts=2, step=end, method='task_arithmetic', scale=1.).set_index('seed').loss
+    full = pick(df, kind='tried', experts=2, step=end, method='task_arithmetic', scale=1.).set_index('seed').loss
     far = spread(full-loss['task_arithmetic'] - (loss['task_arithmetic']-best.loss))
     apart = pairs(df).query("pair=='maths + code'").groupby('seed')
     def strength(k, y): return np.array([abs(within_seeds(g, k, y, 1).value) for _,g in apart])
@@ -524,4 +513,4 @@ def claims(
         ('ours', 'experts that bring nothing new cost little', f'nats above two experts, with {most}', seeds, g := spread(more), g[2]<.01)]
     rows += [('ours', f'CKA tells more of {what} than {than}', 'rank correlation, excess of its size', seeds, g := spread(strength('cka', y)-strength(k, y)), g[1]>0)
              for y,what in (('over_base','the merged loss'), ('over_expert','the gain')) for k,than in (('cosine','the cosine of task vectors'), ('steps','the number of steps'))]
-    return pd.DataFrame([_claim(whose, text, unit, made_of, values, bool(holds)) for whose,text,unit,made_of,values,holds in rows])
+    return pd.DataFrame([claim(whose, text, unit, made_of, values, bool(holds)) for whose,text,unit,made_of,values,holds in rows])

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 import numpy as np, pandas as pd, torch
 from datasets import Dataset
-from matplotlib.axes import Axes
 from pydantic import model_validator
 from torch import nn
 from transformers import AutoModelForCausalLM
@@ -20,7 +19,7 @@ from .core import Frozen, choose, key_of, seed_of, state_hash
 from .data import Domain, load_domain, mix, token_blocks
 from .evaluate import Evaluation, evaluate, split_documents
 from .experiments import Experiment, Run, register
-from .figures import dot_plot, heat_map, line_plot, panels, scatter_plot
+from .figures import dot_plot, heat_map, line_plot, scatter_plot
 from .finetune import FinetuneConfig, ladder, load_step, next_token_loss
 from .gates import entropy, pareto_loss, phatgoose, phatgoose_gate, preference_loss, pwe_moe, set_preference, smear, wemoe
 from .hidden import hidden_states
@@ -28,13 +27,14 @@ from .interpolate import best_alpha, path
 from .models import cost, mlps, set_mlps, trainable, weights
 from .outputs import OutputMixture, oracle
 from .over_time import DomainConfig, OverTimeConfig, _sample, _source, experts, setting
+from .results import claim, pick
 from .route import COLOURS, _frozen, agreement, mean_weights, route, routing, window
 
 # %% auto #0
 __all__ = ['BUDGETED', 'LONGER', 'OWN', 'ROUTED', 'TRAINED', 'GATED', 'MIXED', 'OBJECTIVES', 'METHODS', 'SPAN', 'LOSS', 'OVER',
-           'WINDOWED', 'FIGURES', 'MEASURED', 'EXPERIMENT', 'SettingConfig', 'WithinConfig', 'Cast', 'casts', 'shifted',
-           'strangers', 'plan', 'arm', 'references', 'before_rows', 'after_rows', 'routing_rows', 'reach', 'difference',
-           'plateau', 'first_setting', 'difference_of', 'far_layers', 'draw', 'claims', 'beside']
+           'WINDOWED', 'FIGURES', 'MEASURED', 'EXPERIMENT', 'draw', 'beside', 'SettingConfig', 'WithinConfig', 'Cast',
+           'casts', 'shifted', 'strangers', 'plan', 'arm', 'references', 'before_rows', 'after_rows', 'routing_rows',
+           'reach', 'difference', 'plateau', 'first_setting', 'difference_of', 'far_layers', 'claims']
 
 # %% ../nbs/lib/21_within_models.ipynb #edc9d1a7
 class SettingConfig(Frozen):
@@ -474,12 +474,6 @@ def _work(
 SPAN,LOSS,OVER = 'span (layers a layer may use)', 'loss on the task (nats a token)', 'loss − routers of span one (nats a token)'
 WINDOWED = ('routed', 'two copies', 'random MLPs', "base's other layers")
 
-def _pick(df:pd.DataFrame, **where) -> pd.DataFrame:
-    "Keep the rows whose columns have these values; complain if there are none."
-    for k,v in where.items(): df = df[df[k].isin(v) if isinstance(v, (list, tuple)) else df[k]==v]
-    if not len(df): raise ValueError(f"the record has no row with {where}")
-    return df
-
 def first_setting(
     df:pd.DataFrame, # Rows of a record
 ) -> str:            # The one that has every control
@@ -494,26 +488,26 @@ def difference_of(
     setting:str='',        # By default the first
 ) -> tuple[float,float,float]: # value, low, high: nats; below zero `method` is better
     "Look up a difference between two methods over all seeds."
-    r = _pick(df, kind='difference', setting=setting or first_setting(df), when=when, method=method, n=n, over=over, over_n=over_n).iloc[0]
+    r = pick(df, kind='difference', setting=setting or first_setting(df), when=when, method=method, n=n, over=over, over_n=over_n).iloc[0]
     return r.value, r.low, r.high
 
 # %% ../nbs/lib/21_within_models.ipynb #1cbe608d
 def _draw_controls(df, ax, setting=None):
-    d = _pick(df, kind='arm', setting=setting or first_setting(df), when='late', method=[m for m in WINDOWED if m!='two copies']) # far above
+    d = pick(df, kind='arm', setting=setting or first_setting(df), when='late', method=[m for m in WINDOWED if m!='two copies']) # far above
     ax = line_plot(d, 'n', 'loss', 'method', xlabel=SPAN, ylabel=LOSS, ax=ax)
     for m,ls in (('expert + LoRA', ':'), ('base, MLPs fine-tuned', '--'), ('expert, MLPs fine-tuned', '-.')):
-        y = _pick(df, kind='arm', setting=setting or first_setting(df), when='late', method=m).loss.mean()
+        y = pick(df, kind='arm', setting=setting or first_setting(df), when='late', method=m).loss.mean()
         ax.axhline(y, color='#888888', lw=1, ls=ls)
         ax.annotate(m, (.99, y), xycoords=('axes fraction','data'), ha='right', va='bottom', fontsize=7, color='#555555')
     return ax
 
 def _draw_settings(df, ax):
-    d = _pick(df, kind='difference', method='routed', over='routed', over_n=1, when=['early','late'])
+    d = pick(df, kind='difference', method='routed', over='routed', over_n=1, when=['early','late'])
     zero = d.drop_duplicates(['setting','when']).assign(n=1, value=0.)
     return line_plot(pd.concat([zero, d]).sort_values(['setting','when','n']), 'n', 'value', 'setting', seed=None, dash='when', xlabel=SPAN, ylabel=OVER, ax=ax)
 
 def _draw_methods(df, ax):
-    d = _pick(df, kind='difference', setting=first_setting(df), when='late', over='routed', over_n=1)
+    d = pick(df, kind='difference', setting=first_setting(df), when='late', over='routed', over_n=1)
     d = d.assign(name=[m if n<2 else f'{m}, {n}' for m,n in zip(d.method, d.n.astype(int))]).sort_values('value')
     ax = dot_plot(d, 'name', 'value', 'low', 'high', xlabel=OVER, ax=ax)
     ax.set_xscale('symlog', linthresh=.2) # near zero as it is, far away in decades
@@ -526,7 +520,7 @@ def far_layers(
 ) -> pd.DataFrame:   # One row a seed and offset: cka, positions, change (nats over routers of span one)
     "Set what one far layer gains beside how similar it is."
     s = first_setting(df)
-    a = _pick(df, kind='arm', setting=s, when='late')
+    a = pick(df, kind='arm', setting=s, when='late')
     one = a[(a.method=='routed') & (a.n==1)].set_index('seed').loss
     far = a[a.method=='one far layer'].rename(columns={'n':'offset'})
     far = far.assign(change=far.loss-far.seed.map(one))[['seed','offset','change']]
@@ -540,23 +534,23 @@ def _draw_distance(df, ax):
 # %% ../nbs/lib/21_within_models.ipynb #661f9b69
 def _draw_before(df, ax):
     s = first_setting(df)
-    d = _pick(df, kind='before', setting=s, when='late')
+    d = pick(df, kind='before', setting=s, when='late')
     d = d[d.between==d.between.iloc[0]].groupby(['layer_a','layer_b'], as_index=False).cka.mean().astype({'layer_a':int, 'layer_b':int})
-    a,b = _pick(df, kind='before', setting=s, when='late').between.iloc[0].split(' – ')
+    a,b = pick(df, kind='before', setting=s, when='late').between.iloc[0].split(' – ')
     return heat_map(d, 'layer_b', 'layer_a', 'cka', vmax=1, xlabel=f'layer of {b} (0: embedding)', ylabel=f'layer of {a}', label='CKA', ax=ax)
 
 def _draw_after(df, ax):
-    d = _pick(df, kind='after', setting=first_setting(df), when='late')
+    d = pick(df, kind='after', setting=first_setting(df), when='late')
     return line_plot(d[d.layer==d.layer.max()], 'span', 'cka', 'expert', xlabel=SPAN, ylabel='last-layer CKA with the expert', ax=ax)
 
 def _draw_routing(df, ax):
-    d = _pick(df, kind='routing', setting=first_setting(df), when='late')
+    d = pick(df, kind='routing', setting=first_setting(df), when='late')
     d = d[d.expert==d.expert.iloc[0]]
     return heat_map(d.groupby(['layer','domain'], as_index=False).weight.mean().astype({'layer':int}), 'layer', 'domain', 'weight', vmin=0, vmax=1,
                     xlabel='layer', ylabel='text', label=f'weight of the {d.expert.iloc[0]} expert', ax=ax)
 
 def _draw_compute(df, ax):
-    d = _pick(df, kind='arm', setting=first_setting(df), when='late')
+    d = pick(df, kind='arm', setting=first_setting(df), when='late')
     d = d[~d.method.isin(['base', 'one far layer', *d.method[d.method.str.startswith('PWE')]])]
     family = lambda m: 'distributions' if m in MIXED or m=='oracle' else 'routed' if m=='routed' else 'parameters averaged' if m in GATED else 'other routers and controls' if m in ROUTED else 'no routing'
     colours = dict(zip(('routed', 'distributions', 'other routers and controls', 'parameters averaged', 'no routing'), COLOURS))
@@ -564,12 +558,12 @@ def _draw_compute(df, ax):
     return scatter_plot(mean.assign(multiply_adds=mean.multiply_adds/1e6), 'multiply_adds', 'loss', 'family', colours=colours, xlabel='million multiply-adds a token', ylabel=LOSS, ax=ax)
 
 def _draw_preferences(df, ax):
-    d = _pick(df, kind='preference', setting=first_setting(df), method='PWE-MoE, all preferences')
+    d = pick(df, kind='preference', setting=first_setting(df), method='PWE-MoE, all preferences')
     return line_plot(d[d.domain!='general'], 'preference', 'loss', 'domain', xlabel='preference for the first expert', ylabel='loss (nats a token)', ax=ax)
 
 # %% ../nbs/lib/21_within_models.ipynb #3c8d2963
 def _draw_budget(df, ax):
-    b,a = _pick(df, kind='budget'), _pick(df, kind='arm', setting=first_setting(df), when='late')
+    b,a = pick(df, kind='budget'), pick(df, kind='arm', setting=first_setting(df), when='late')
     b = b[~b.method.isin(['random MLPs']) & b.n.lt(3)]
     short = b[b.method=='expert + LoRA'].steps.max()
     full = pd.concat([a[(a.method==m) & (a.n==n)] for m,n in BUDGETED]).assign(steps=2*short) # budgets double up to the whole
@@ -588,44 +582,28 @@ FIGURES:dict[str,tuple[Callable,str]] = {
     'Budget': (_draw_budget, 'Who learns the task fastest. Loss after a few steps and after more, each with a schedule of its own length.'),
     'Preferences': (_draw_preferences, 'One model for all preferences. Loss by text and preference (PWE-MoE).')}
 
-def draw(
-    title:str,           # A key of `FIGURES`
-    df:pd.DataFrame,     # Rows of a record
-    ax:Axes|None=None,   # Where to draw
-) -> Axes:
-    "Draw one figure of this experiment."
-    return FIGURES[choose(title, FIGURES, 'figure')][0](df, ax)
-
-def _figures(df:pd.DataFrame) -> dict[str,tuple]:
-    "Draw what the summary page shows; leave out what a record has no rows for."
-    out = {}
-    for title,(f,text) in FIGURES.items():
-        try: out[title] = (f(df, None), text)
-        except ValueError as e:
-            if 'no row with' not in str(e): raise
-    return out
-
 MEASURED = ('loss', 'accuracy', 'chosen', 'cka', 'weight', 'entropy', 'value', 'low', 'high', 'start', 'gain', 'gain_low', 'gain_high', 'seeds_low', 'seeds_high')
-EXPERIMENT = register(Experiment('within-models', WithinConfig, _rows, _figures, _work, MEASURED))
+EXPERIMENT = register(Experiment('within-models', WithinConfig, _rows, FIGURES, _work, MEASURED))
+draw,beside = EXPERIMENT.draw, EXPERIMENT.beside
 
 # %% ../nbs/lib/21_within_models.ipynb #b9102956
 def _claim(whose:str, text:str, unit:str, values, sign:int=-1) -> dict:
     "Write a claim as a row: it holds if the interval, and the difference in each seed, have this sign."
     v,low,high,*seeds = map(float, values)
     ends = [high, *seeds] if sign<0 else [low, *seeds]
-    return dict(claim=text, whose=whose, unit=unit, value=v, low=low, high=high, holds=all(e*sign>0 for e in ends))
+    return claim(whose, text, unit, '95 %, documents and seeds', (v, low, high), all(e*sign>0 for e in ends))
 
 def claims(
     df:pd.DataFrame, # Rows of a record
 ) -> pd.DataFrame:   # claim, whose, unit, value, low, high, holds
     "Hold the claims against a record."
     s,nats = first_setting(df), 'nats a token, 95 %, documents and seeds'
-    a = _pick(df, kind='arm', setting=s)
-    plateaus = _pick(df, kind='plateau')
-    top = int(_pick(a, method='routed', when='late').n.max())
+    a = pick(df, kind='arm', setting=s)
+    plateaus = pick(df, kind='plateau')
+    top = int(pick(a, method='routed', when='late').n.max())
     ends = (plateaus.start.mean()-top, plateaus.low.min()-top, plateaus.high.max()-top)
     def over(m, n=1, over='routed', over_n=1, when='late'):
-        r = _pick(df, kind='difference', setting=s, when=when, method=m, n=n, over=over, over_n=over_n).iloc[0]
+        r = pick(df, kind='difference', setting=s, when=when, method=m, n=n, over=over, over_n=over_n).iloc[0]
         return r.value, r.low, r.high, r.seeds_low, r.seeds_high
     rows = [_claim('study', 'routing beats interpolation', nats, over('routed', over='interpolated', over_n=0)),
             _claim('study', 'specialisation costs routing less than interpolation', nats, over('routed', over='interpolated', over_n=0, when='late minus early')),
@@ -637,13 +615,3 @@ def claims(
                      ('base, MLPs fine-tuned', 1, 'and fine-tuning the MLPs of the base'), ('expert, MLPs fine-tuned', 1, 'and those of the better expert'), ('mixture, token', 1, 'features route better than distributions mix')]:
         if len(a[(a.method==m) & (a.n==n)]): rows.append(_claim('control' if m!='mixture, token' else 'ours', text, nats, over(m, n, over_n=n if m in WINDOWED else 1), +1))
     return pd.DataFrame(rows)
-
-# %% ../nbs/lib/21_within_models.ipynb #7b6acce4
-def beside(
-    title:str,      # A key of `FIGURES`
-    *records,       # From `recall`
-):                  # Axes, one a record
-    "Draw one figure for several records, one panel each."
-    axes = panels(len(records), titles=[r.scale for r in records])
-    for ax,r in zip(axes, records): draw(title, r.df, ax)
-    return axes
