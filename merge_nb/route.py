@@ -65,12 +65,39 @@ class Router(nn.Module):
         g = g*torch.zeros_like(g).scatter(-1, kept, 1.)
         return g/g.sum(-1, keepdim=True) if self.renormalise else g
 
-# %% ../nbs/lib/10_route.ipynb #1d2693dd
+# %% ../nbs/lib/10_route.ipynb #2c58654d
+class _Gelu(torch.autograd.Function):
+    "The GELU by tanh, as x σ(u)."
+    SCALE = (8/torch.pi)**.5
+
+    @staticmethod
+    def forward(ctx, x):
+        s = torch.addcmul(x.new_tensor(_Gelu.SCALE), x, x, value=.044715*_Gelu.SCALE).mul_(x).sigmoid_()
+        y = x*s
+        ctx.save_for_backward(x, s, y)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        x,s,y = ctx.saved_tensors
+        d = torch.addcmul(x.new_tensor(_Gelu.SCALE), x, x, value=3*.044715*_Gelu.SCALE).mul_(y) # y u'
+        return d.addcmul_(d, s, value=-1).add_(s).mul_(dy)                                      # σ + y (1-σ) u'
+
+def _gelu(x:Tensor) -> Tensor: return _Gelu.apply(x) if x.device.type=='cpu' and x.itemsize>=4 else F.gelu(x, approximate='tanh')
+
+def _quick(act:nn.Module) -> Callable:
+    "Replace the GELU by tanh, however it is written; another activation stays."
+    x = torch.linspace(-6, 6, 97)
+    with torch.no_grad(): same = torch.allclose(act(x), F.gelu(x, approximate='tanh'), rtol=1e-5, atol=1e-6)
+    return _gelu if same else act
+
+# %% ../nbs/lib/10_route.ipynb #9fd3096d
 class _Opened(NamedTuple):
     "The parts of an MLP."
     ups:tuple      # One matrix, or the one under the activation and its factor
     down:nn.Module
-    act:nn.Module
+    act:Callable
 
 def _matrix(m:nn.Module, dtype:torch.dtype) -> tuple[Float[Tensor, "i o"], Tensor|None]:
     "Return the matrix and the bias that `m` multiplies tokens with, from the right."
@@ -93,7 +120,7 @@ def _open(mlp:nn.Module, width:int) -> _Opened|None:
         for *ups,down in itertools.permutations(matrices):
             try: out = _times(_hidden(acts[0], [_times(x, *_matrix(m, p.dtype)) for m in ups]), *_matrix(down, p.dtype))
             except RuntimeError: continue # shapes that do not fit
-            if out.shape==whole.shape and torch.allclose(out, whole, rtol=1e-2, atol=1e-3*whole.abs().max().item()): return _Opened(tuple(ups), down, acts[0])
+            if out.shape==whole.shape and torch.allclose(out, whole, rtol=1e-2, atol=1e-3*whole.abs().max().item()): return _Opened(tuple(ups), down, _quick(acts[0]))
 
 # %% ../nbs/lib/10_route.ipynb #b1276f01
 def _run(f:nn.Module|_Opened, x:Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
@@ -120,10 +147,15 @@ def _back(f:nn.Module|_Opened, x:Tensor, g:Float[Tensor, "n 1"], dy:Tensor, stre
     for d,(u,_) in zip(torch.autograd.grad(h, pre, t.mul_(g)), ups): dx = d@u.t() if dx is None else dx.addmm_(d, u.t())
     return dg, dx
 
-# %% ../nbs/lib/10_route.ipynb #cff3dea0
-def _rows(g:Float[Tensor, "n"], sparse:bool) -> slice|Int[Tensor, "m"]:
-    "Say which tokens an expert sees."
-    return g.nonzero().squeeze(1) if sparse else slice(None)
+# %% ../nbs/lib/10_route.ipynb #f67a502a
+CHUNK = 2**19 # entries of a hidden layer, or so, that stay in the cache of a CPU
+
+def _rows(g:Float[Tensor, "n"], width:int, sparse:bool) -> list[slice|Int[Tensor, "m"]]:
+    "Say which tokens an expert sees; on a CPU in parts."
+    rows = g.nonzero().squeeze(1) if sparse else g
+    n = -(-len(rows)//max(512, CHUNK//width)) if g.device.type=='cpu' else min(1, len(rows))
+    if sparse: return [*rows.tensor_split(n)] if n else []
+    return [slice(len(g)*i//n, len(g)*(i+1)//n) for i in range(n)]
 
 class _Mixture(torch.autograd.Function):
     "A weighted sum of frozen experts."
@@ -132,11 +164,10 @@ class _Mixture(torch.autograd.Function):
         ctx.save_for_backward(x, g)
         ctx.experts,ctx.sparse = experts, sparse
         y = torch.zeros(x.shape, dtype=torch.float32 if x.dtype.itemsize<4 else x.dtype, device=x.device)
-        for f,w in zip(experts, g.unbind(-1)):
-            rows = _rows(w, sparse)
-            if sparse and not len(rows): continue
-            part,w = _run(f, x[rows]).to(y.dtype), w[rows].to(y.dtype)[:,None]
-            y.index_add_(0, rows, part.mul_(w)) if sparse else y.addcmul_(part, w)
+        for f,w in zip(experts, g.to(y.dtype).unbind(-1)):
+            for rows in _rows(w, x.shape[-1], sparse):
+                part = _run(f, x[rows]).to(y.dtype)
+                y.index_add_(0, rows, part.mul_(w[rows,None])) if sparse else y[rows].addcmul_(part, w[rows,None])
         return y.to(x.dtype)
 
     @staticmethod
@@ -146,11 +177,10 @@ class _Mixture(torch.autograd.Function):
         dy = dy.to(x.dtype)
         dg,dx = torch.zeros_like(g), torch.zeros_like(x) if stream else None
         for i,(f,w) in enumerate(zip(ctx.experts, g.unbind(-1))):
-            rows = _rows(w, ctx.sparse)
-            if ctx.sparse and not len(rows): continue
-            a,d = _back(f, x[rows], w[rows].to(x.dtype)[:,None], dy[rows], stream)
-            dg[rows,i] = a.to(dg.dtype)
-            if stream: dx.index_add_(0, rows, d) if ctx.sparse else dx.add_(d)
+            for rows in _rows(w, x.shape[-1], ctx.sparse):
+                a,d = _back(f, x[rows], w[rows,None].to(x.dtype), dy[rows], stream)
+                dg[rows,i] = a.to(dg.dtype)
+                if stream: dx.index_add_(0, rows, d) if ctx.sparse else dx[rows].add_(d)
         return dx, dg, None, None
 
 # %% ../nbs/lib/10_route.ipynb #36f4612a
