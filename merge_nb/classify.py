@@ -218,12 +218,13 @@ def load_images(
     cut = max(1, round(val*len(x)))
     return Task(name or Path(path).stem, x[order[cut:]], y[order[cut:]], x[order[:cut]], y[order[:cut]], *part('test'), len(classes))
 
-# %% ../nbs/lib/18_classify.ipynb #05c8f686
+# %% ../nbs/lib/18_classify.ipynb #b645e7fc
 def load_texts(
     stem:str|Path,                     # FOLDER/NAME of the files NAME.train.jsonl.gz, NAME.val.jsonl.gz, NAME.test.jsonl.gz
     tokenizer:PreTrainedTokenizerBase, # Of the foundation
     context:int=48,                    # Tokens that are read of a text
-    limit:int|None=None,               # Texts of a part at most
+    limit:int|None=None,               # Texts to learn from, at most
+    held:int|None=None,                # To choose on, and to report, at most
 ) -> Task:
     "Read a text-classification data set."
     pad,stem = tokenizer.eos_token_id, Path(stem)
@@ -231,8 +232,8 @@ def load_texts(
         if not (path := stem.with_name(f'{stem.name}.{p}.jsonl.gz')).is_file(): raise FileNotFoundError(f"`stem`: no file {path}")
         with gzip.open(path, 'rt', encoding='utf-8') as f: rows = [json.loads(l) for l in f]
         if rows and not {'text','label'} <= rows[0].keys(): raise ValueError(f"{path} has the fields {sorted(rows[0])}; expected text and label")
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed_of('texts', stem.name, p)))[:limit]
-        return [rows[i] for i in order]
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed_of('texts', stem.name, p)))
+        return [rows[i] for i in order[:limit if p=='train' else held]]
     parts = {p: read(p) for p in ('train', 'val', 'test')}
     labels = sorted({r['label'] for r in parts['train']})
     def packed(rows):
@@ -266,7 +267,7 @@ def conv_net(
         layers |= dict(flat=nn.Flatten(), dense=nn.Linear(channels*size*size, dense), norm=nn.LayerNorm(dense), relu=nn.ReLU())
     return nn.Sequential(layers)
 
-# %% ../nbs/lib/18_classify.ipynb #2edc6ade
+# %% ../nbs/lib/18_classify.ipynb #c560f536
 class TextBody(nn.Module):
     "A transformer whose last hidden state is averaged over the tokens of a text."
     def __init__(self,
@@ -281,14 +282,18 @@ class TextBody(nn.Module):
         h = self.model(input_ids=ids, attention_mask=there.long(), use_cache=False).last_hidden_state
         return (h*there[:,:,None]).sum(1)/there.sum(1, keepdim=True).clamp(min=1)
 
+# %% ../nbs/lib/18_classify.ipynb #c1831076
 def classifier(
     body:nn.Module, # (n, ...) -> (n, features); taken as it is
     features:int,   # What the head reads
     classes:int,    # What it tells apart
+    seed:int|None=None, # Draws the head; None: it is zero
 ) -> nn.Sequential: # Its parts are called body and head
     "Put a head on a body."
-    head = nn.Linear(features, classes)
-    for p in head.parameters(): nn.init.zeros_(p)
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(seed or 0)
+        head = nn.Linear(features, classes)
+    if seed is None: [nn.init.zeros_(p) for p in head.parameters()]
     return nn.Sequential(OrderedDict(body=body, head=head)).eval()
 
 def body_weights(
@@ -335,7 +340,7 @@ def _learn(model:nn.Module, x:Tensor, y:Tensor, steps:int, lr:float, c:FitConfig
         opt.step()
         if on_step: on_step(i+1)
 
-# %% ../nbs/lib/18_classify.ipynb #08c2d3b9
+# %% ../nbs/lib/18_classify.ipynb #20c7a269
 def fit(
     model:nn.Module,     # A classifier; unchanged
     task:Task,           # What to learn
@@ -359,6 +364,7 @@ def _apply(f:nn.Module, x:Tensor, batch:int=500) -> Tensor:
     f.train(was)
     return out
 
+# %% ../nbs/lib/18_classify.ipynb #3098a81e
 def accuracy(
     model:nn.Module, # A classifier
     x:Tensor,        # Inputs
@@ -367,18 +373,19 @@ def accuracy(
     "Tell which examples are classified right."
     return (_apply(model, x).argmax(-1)==y).numpy()
 
-# %% ../nbs/lib/18_classify.ipynb #4d77825b
+# %% ../nbs/lib/18_classify.ipynb #094baeba
 def fitted(
     folder:str|Path,     # Of all runs
     model:nn.Module,     # Where to start
     task:Task,           # What to learn
     config:FitConfig,    # How
     on_step:Callable[[int],None]|None=None, # Called after each step, if there is any to do
+    again:bool=False,    # Learn although it was learned before
 ) -> tuple[nn.Module,float]: # The trained classifier, and the seconds that it took
     "Learn a task, or find it learned."
     out = Path(folder)/f"{key_of(dict(start=state_hash(model.state_dict()), make=repr(model), task=task.hash(), classes=task.classes, config=config.model_dump(mode='json')))}.safetensors"
     new = copy.deepcopy(model)
-    if not out.is_file():
+    if again or not out.is_file():
         start = time.perf_counter()
         trained = fit(model, task, config, on_step)
         with write_beside(out) as tmp: save_file({k: v.contiguous() for k,v in trained.state_dict().items()}, tmp, dict(seconds=f'{time.perf_counter()-start:.2f}'))
