@@ -1,12 +1,14 @@
 """What a notebook cannot show of merging on disk: kills, limits of the system, other processes, random models, other architectures."""
-import json, os, signal, subprocess, sys
+import json, os, shutil, signal, subprocess, sys
+from hashlib import sha256
 from pathlib import Path
 import pytest, torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from safetensors.torch import load_file, save_file
-from merge_nb.checkpoints import MergeConfig, merge_checkpoints, open_checkpoint, plan
+from merge_nb.checkpoints import MergeConfig, measure, merge_checkpoints, open_checkpoint, plan
 from merge_nb.core import file_hash
 from merge_nb.merge import METHODS, merge
+from merge_nb.data import load_domain, train_tokenizer
 from merge_nb.models import load_base, pico
 
 FEW = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -83,25 +85,29 @@ def test_same_bytes_in_other_processes(three, tmp_path):
 
 # ---- mergekit's files
 
-def test_definition_of_mergekit(tmp_path):
-    "Its rule by hand: (3·1 + (-1)·(-1/2)) / (1 - 1/2) = 7, beyond both experts."
+# Its rule by hand, with weights 1 and -1/2 of 3 and -1: (3·1 + (-1)·(-1/2)) / (1 - 1/2) = 7, beyond both experts. SCE finds
+# its own weights, 9/10 and 1/10, and erases the -1; what is left is divided by what is left of the weights.
+THEIRS = dict(ties=('density: 1.0', 7, 7/3), dare_ties=('density: 1.0', 7, 7/3), breadcrumbs_ties=('density: 1.0, gamma: 0.0', 7, 7/3),
+              della=('density: 1.0, epsilon: 0.0', 7, 7/3), sce=('select_topk: 1.0', 3, 2.7))
+
+@pytest.mark.parametrize('method', THEIRS)
+def test_definition_of_mergekit(method, tmp_path):
     a, b, base = (model(tmp_path/n, {'h.0.w': torch.tensor([[v]])}) for n, v in (('a', 3.), ('b', -1.), ('base', 0.)))
+    given, theirs, paper = THEIRS[method]
+    weights, normalize = (('', '') , ('parameters: {weight: 1}, ', ', normalize: true'))[method != 'sce']
     text = f'''
 models:
-  - {{model: {a}, parameters: {{weight: 1}}}}
-  - {{model: {b}, parameters: {{weight: -0.5}}}}
+  - {{{weights}model: {a}}}
+  - {{{weights.replace('1', '-0.5')}model: {b}}}
   - {{model: {base}}}
-merge_method: ties
+merge_method: {method}
 base_model: {base}
-parameters: {{density: 1.0, normalize: true}}
+parameters: {{{given}{normalize}}}
 dtype: float32
 '''
-    found = {}
-    for d in ('paper', 'mergekit'):
-        merge_checkpoints(text+f'definition: {d}', tmp_path/d)
-        found[d] = load_file(tmp_path/d/'model.safetensors')['h.0.w'].item()
-    assert found['mergekit'] == 7
-    assert -1 <= found['paper'] <= 3
+    for definition, value in (('mergekit', theirs), ('paper', paper)):
+        merge_checkpoints(text+f'definition: {definition}', tmp_path/definition)
+        assert load_file(tmp_path/definition/'model.safetensors')['h.0.w'].item() == pytest.approx(value, abs=1e-5)
 
 
 def test_density_that_varies(tmp_path):
@@ -186,6 +192,34 @@ def test_special_tokens_of_the_tokenizer(tmp_path):
 
 # ---- what `transformers` reads
 
+TEXTS = ('synthetic:maths', 'synthetic:code')
+
+@pytest.fixture(scope='session')
+def learned(tmp_path_factory):
+    "Two experts and their base, with a tokenizer, as `transformers` saves them; and what methods measure of the experts."
+    home = tmp_path_factory.mktemp('learned')
+    tokenizer = train_tokenizer([load_domain(TEXTS[0], documents=50)], 270)
+    for i, name in enumerate(('base', 'a', 'b')):
+        model = load_base(pico('llama', vocab=len(tokenizer)), seed=0)
+        g = torch.Generator().manual_seed(i)
+        for p in model.parameters(): p.data += .1*bool(i)*torch.randn(p.shape, generator=g)
+        model.save_pretrained(home/name), tokenizer.save_pretrained(home/name)
+    for k, m in METHODS.items():
+        for name, text in zip('ab', TEXTS): m.measure and measure(str(home/name), text, k, home/f'{k}-{name}.safetensors', blocks=2)
+    return home
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_every_method_loads_and_generates(method, learned, tmp_path):
+    data = tuple(str(learned/f'{method}-{n}.safetensors') for n in 'ab') if METHODS[method].measure else ()
+    merge_checkpoints(MergeConfig(method=method, models=(str(learned/'a'), str(learned/'b')), base=str(learned/'base'), data=data, shard_size='40KB'), tmp_path/'m')
+    m = load_base(tmp_path/'m')
+    states = [load_base(learned/n).state_dict() for n in ('a', 'b', 'base')]
+    options = {METHODS[method].data: [load_file(f) for f in data]} if data else {}
+    for k, w in merge(method, states[:2], states[2], **options).items(): assert torch.equal(m.state_dict()[k], w), k
+    assert m.generate(torch.tensor([[1, 2]]), max_new_tokens=3, min_new_tokens=3, do_sample=False).shape == (1, 5)
+
+
 @pytest.mark.parametrize('kind', ['gpt2', 'gpt_neox', 'llama', 'qwen2', 'mistral', 'phi3'])
 def test_loads_and_generates(kind, tmp_path):
     for i, n in enumerate('ab'): load_base(pico(kind), seed=i).save_pretrained(tmp_path/n)
@@ -193,6 +227,90 @@ def test_loads_and_generates(kind, tmp_path):
     a, b, m = (load_base(tmp_path/n) for n in 'abm')
     for (k, x), y, z in zip(a.named_parameters(), b.parameters(), m.parameters()): assert torch.allclose((x+y)/2, z, atol=1e-6), k
     assert m.generate(torch.tensor([[1, 2]]), max_new_tokens=3, min_new_tokens=3, do_sample=False).shape == (1, 5)
+
+
+# ---- what the card says
+
+def cached(hub, name, folder, commit):
+    "Lay a model out as the cache of `huggingface_hub` does: files by their hash, a folder of links for the commit, a name for the commit."
+    top = hub/f"models--{name.replace('/', '--')}"
+    for d in ('blobs', 'refs', f'snapshots/{commit}'): (top/d).mkdir(parents=True)
+    (top/'refs'/'main').write_text(commit)
+    for f in Path(folder).iterdir(): (top/'snapshots'/commit/f.name).symlink_to(shutil.copyfile(f, top/'blobs'/sha256(f.read_bytes()).hexdigest()))
+
+
+def test_commits_of_the_hub(three, tmp_path, monkeypatch):
+    "The card and merge.yaml name the commits, and a merge from merge.yaml does not care where `main` has gone."
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_CACHE', str(tmp_path/'hub'))
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
+    for i, n in enumerate(('a', 'base')): cached(tmp_path/'hub', f'org/{n}', three[2*i], f'{i}'*40)
+    merge_checkpoints(MergeConfig(method='task_arithmetic', models=('org/a', three[1]), base='org/base@main'), tmp_path/'m')
+    card, record = (tmp_path/'m'/'README.md').read_text(), json.loads((tmp_path/'m'/'merge.json').read_text())
+    pins = [f'org/a@{"0"*40}', three[1], f'org/base@{"1"*40}']
+    for role, pin in zip(('expert 0', 'expert 1', 'base'), pins): assert f'| {role} | {pin} | model.safetensors |' in card
+    assert "base='org/base@main'" in card and 'base_model:\n- org/a\n- org/base\n' in card
+    assert [(i['source'], i['commit']) for i in record['inputs']] == [('org/a', '0'*40), (three[1], None), ('org/base@main', '1'*40)]
+    assert record['inputs'][0]['files'] == {'model.safetensors': file_hash(Path(three[0])/'model.safetensors')}
+    again = MergeConfig.read(tmp_path/'m'/'merge.yaml')
+    assert [*again.models, again.base] == pins
+    (tmp_path/'hub'/'models--org--a'/'refs'/'main').write_text('f'*40)
+    merge_checkpoints(again, tmp_path/'again')
+    assert file_hash(tmp_path/'again'/'model.safetensors') == file_hash(tmp_path/'m'/'model.safetensors')
+
+
+SHELL = 'import sys; sys.argv[0] = "/usr/bin/merge_nb"; from merge_nb.cli import main; main()'
+
+def test_command_on_the_card(three, tmp_path):
+    "The command that was run is on the card, and makes the same files, card included, wherever they go."
+    words = ['merge', *three[:2], '--method', 'linear', '--weight', '1', '--weight', '3', '--out']
+    for name in ('m', 'my folder'):
+        done = run(SHELL, *words, tmp_path/name)
+        assert not done.returncode, done.stderr
+    files = [{f.name: f.read_bytes() for f in (tmp_path/name).iterdir()} for name in ('m', 'my folder')]
+    assert files[0] == files[1]
+    assert f"\nmerge_nb {' '.join(words)} DIR\n" in files[0]['README.md'].decode()
+
+
+# ---- what is measured on data
+
+def test_measured_from_disk(learned, tmp_path):
+    "The dry run says what measuring takes and measures nothing; a second run gives the same bytes; nothing that was measured is left."
+    config = MergeConfig(method='regmean', models=(str(learned/'a'), str(learned/'b')), data=TEXTS, data_blocks=2)
+    p = merge_checkpoints(config, tmp_path/'m', dry_run=True)
+    assert not p.problems and not (tmp_path/'m').exists()
+    assert 'measuring loads 2 experts whole' in str(p) and p.memory > plan(config.model_copy(update=dict(method='linear', data=()))).memory
+    for name in 'mn': merge_checkpoints(config, tmp_path/name)
+    files = [{f.name: f.read_bytes() for f in (tmp_path/name).iterdir()} for name in 'mn']
+    assert files[0] == files[1] and not [f for f in files[0] if 'measured' in f]
+    assert sorted(f.name for f in tmp_path.iterdir()) == ['m', 'n']
+    assert [d['text'] for d in json.loads(files[0]['merge.json'])['data']] == list(TEXTS)
+
+
+def test_names_of_measured_tensors(tmp_path):
+    "A checkpoint without the name of the backbone, whose output layer is tied, is measured under the names of the model."
+    tokenizer = train_tokenizer([load_domain(TEXTS[0], documents=50)], 270)
+    for i, name in enumerate('ab'):
+        load_base(pico('gpt2', vocab=len(tokenizer)), seed=i).save_pretrained(tmp_path/name), tokenizer.save_pretrained(tmp_path/name)
+    bare = {k.removeprefix('transformer.'): w for k, w in load_file(tmp_path/'b'/'model.safetensors').items()}
+    save_file(bare, tmp_path/'b'/'model.safetensors', metadata={'format': 'pt'})
+    models = tuple(str(tmp_path/n) for n in 'ab')
+    done = merge_checkpoints(MergeConfig(method='fisher', models=models, data=TEXTS, data_blocks=2), tmp_path/'m')
+    assert done.notes[-1] == f'{len(done.slots)} of {len(done.slots)} tensors are measured; the others are averaged'
+
+
+def test_measured_wrong(learned, tmp_path):
+    "Whatever does not fit is said before anything is measured."
+    models, files = tuple(str(learned/n) for n in 'ab'), {k: tuple(str(learned/f'{k}-{n}.safetensors') for n in 'ab') for k in ('fisher', 'regmean')}
+    def said(**o): return '; '.join(plan(MergeConfig(**dict(method='fisher', models=models, data=TEXTS) | o)).problems)
+    assert 'linear measures nothing' in said(method='linear')
+    assert 'expected 2 texts' in said(data=TEXTS[:1])
+    assert 'was measured for regmean, and this is fisher' in said(data=files['regmean'])
+    assert 'no.safetensors' in said(data=('no.safetensors', files['fisher'][1]))
+    assert "did you mean 'maths'" in said(data=('synthetic:mahts', TEXTS[1]))
+    assert '`eps` is 0' in said(options=dict(eps=0.))
+    with pytest.raises(ValueError, match='data_blocks'): said(data_blocks=0)
+    with pytest.raises(ValueError, match='was measured on other weights'): merge_checkpoints(MergeConfig(method='fisher', models=models[::-1], data=files['fisher']), tmp_path/'m')
+    assert not list(tmp_path.iterdir())
 
 
 # ---- what goes wrong on the way

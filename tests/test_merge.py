@@ -11,7 +11,9 @@ AVERAGES = ['linear', 'slerp', 'karcher', 'fisher', 'regmean']               # o
 VECTORS = [k for k, m in METHODS.items() if m.needs_base]
 SCALED = [k for k in VECTORS if 'lambda_' in METHODS[k].options]
 WHOLE = dict(ties=dict(density=1.), dare=dict(density=1.), breadcrumbs=dict(density=1., gamma=0.), della=dict(density=1., epsilon=0.),
-             consensus=dict(k=1), task_arithmetic={}, magmax={}, tall_mask={})  # options that drop nothing
+             consensus=dict(k=1), task_arithmetic={}, magmax={}, tall_mask={}, sce={})  # options that drop nothing
+COPIES = dict(ties=dict(density=1.), magmax={}, model_stock={}, sce={}, task_arithmetic=dict(then='mean'), dare=dict(then='mean', density=1.),
+              della=dict(density=1., epsilon=0.), breadcrumbs=dict(then='mean', density=1., gamma=0.), consensus=dict(lambda_=1/3))  # options that average
 RANDOM = {'dare', 'della'}
 FLOATS = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 SHAPES = st.lists(st.lists(st.integers(0, 5), max_size=3).map(tuple), min_size=1, max_size=3)
@@ -59,17 +61,48 @@ def test_copies_give_the_copy(name, shapes, seed, n):
     if name == 'linear': assert all(torch.equal(w, a[k]) for k, w in merge(name, copies).items())
 
 
-@pytest.mark.parametrize('name', sorted(set(METHODS) - RANDOM - {'slerp', 'tall_mask'}))
+@pytest.mark.parametrize('name', COPIES)
+@quick
+@given(shapes=SHAPES, seed=st.integers(0, 99))
+def test_three_copies_of_a_task_vector(name, shapes, seed):
+    a, base = states(shapes, 2, seed)
+    close(merge(name, [a]*3, base, **COPIES[name]), a)
+
+
+@pytest.mark.parametrize('name', sorted(set(METHODS) - {'slerp', 'tall_mask'}))
 @quick
 @given(shapes=SHAPES, seed=st.integers(0, 99), order=st.permutations(range(3)))
 def test_order_of_experts(name, shapes, seed, order):
     *experts, base = states(shapes, 4, seed)
-    o = options(name, experts)
+    o = WHOLE[name] if name in RANDOM else options(name, experts)  # the numbers drawn belong to the place of an expert
     p = {k: [v[i] for i in order] if k in MEASURED.values() else v for k, v in o.items()}
     close(merge(name, experts, base, **o), merge(name, [experts[i] for i in order], base, **p))
 
 
-@pytest.mark.parametrize('name', sorted(set(METHODS) - {'regmean'}))
+@quick
+@given(shapes=SHAPES, seed=st.integers(0, 99), t=st.floats(0, 1), task=st.integers(0, 2), order=st.permutations(range(3)))
+def test_order_of_experts_that_have_a_role(shapes, seed, t, task, order):
+    *experts, base = states(shapes, 4, seed)
+    a, b, _ = experts
+    close(merge('slerp', [a, b], t=t), merge('slerp', [b, a], t=1 - t))
+    close(merge('tall_mask', experts, base, task=task), merge('tall_mask', [experts[i] for i in order], base, task=order.index(task)))
+    for end, x in ((0, a), (1, b)): close(merge('slerp', [a, b], t=end), x)
+
+
+@pytest.mark.parametrize('name', [k for k in AVERAGES if k != 'slerp'])
+@quick
+@given(shapes=SHAPES, seed=st.integers(0, 99), times=st.sampled_from([.25, 3.]))
+def test_weights_of_an_average(name, shapes, seed, times):
+    "Only their ratios count, and a weight of 0 leaves an expert out; RegMean averages what is no matrix."
+    experts = states(shapes, 3, seed)
+    o, w = options(name, experts), [.5, 0., 2.]
+    out = merge(name, experts, weights=w, **o)
+    close(out, merge(name, experts, weights=[a*times for a in w], **o))
+    few = {k: v[::2] if k in MEASURED.values() else v for k, v in o.items()}
+    close(out, merge(name, experts[::2], weights=w[::2], **few))
+
+
+@pytest.mark.parametrize('name', METHODS)
 @quick
 @given(shapes=SHAPES, seed=st.integers(0, 99), scale=st.sampled_from([.125, 2., 64.]))
 def test_scale(name, shapes, seed, scale):
@@ -85,6 +118,15 @@ def test_scale(name, shapes, seed, scale):
 def test_lambda_zero_is_the_base(name, shapes, seed):
     a, b, base = states(shapes, 3, seed)
     close(merge(name, [a, b], base, lambda_=0, **options(name, [a, b])), base, eps=0)
+
+
+@pytest.mark.parametrize('name', SCALED)
+@quick
+@given(shapes=SHAPES, seed=st.integers(0, 99), scale=st.sampled_from([-.5, .3, 2.]))
+def test_lambda_scales_what_is_added(name, shapes, seed, scale):
+    a, b, base = states(shapes, 3, seed)
+    whole, part = (merge(name, [a, b], base, lambda_=s, **options(name, [a, b])) for s in (1., scale))
+    close(part, {k: w + scale*(whole[k] - w) if w.is_floating_point() else w for k, w in base.items()})
 
 
 @pytest.mark.parametrize('name', WHOLE)
@@ -107,14 +149,21 @@ def test_order_of_tensors(name, shapes, seed):
 
 
 @quick
-@given(seed=st.integers(0, 99), density=st.floats(.01, 1), grid=st.sampled_from([0, 1, 8]), limit=st.sampled_from([300, 10**6]), n=st.integers(1, 3000))
-def test_exact_cut(seed, density, grid, limit, n):
-    "The scan finds what a sort finds, whatever it sampled."
-    t = torch.randn(n, generator=torch.Generator().manual_seed(seed))
-    if grid: t = (t*grid).round()/grid
-    s = TiesScan([density], lambda name: [1.], limit=limit)
-    while s.again(): s.update('w', [t], torch.zeros(n))
-    assert s.cuts == [float(t.abs().sort(descending=True).values[max(1, int(density*n)) - 1])]
+@given(seed=st.integers(0, 99), density=st.tuples(*[st.floats(.01, 1) | st.just(1.)]*3), grid=st.sampled_from([0, 1, 8]), limit=st.sampled_from([300, 10**6]),
+       most=st.sampled_from([5, 200, 10**6]), n=st.integers(1, 3000), same=st.booleans())
+def test_exact_cut(seed, density, grid, limit, most, n, same):
+    "The scan finds what a sort finds, cut and votes, whatever it sampled and however little it may hold."
+    ts = torch.randn(3, n, generator=torch.Generator().manual_seed(seed))
+    if grid: ts = (ts*grid).round()/grid
+    if same: ts[1:] = ts[0]
+    s = TiesScan(density, lambda name: [1., -.5, 2.], limit=limit, most=most)
+    while s.again():
+        for name, part in zip('abc', ts.split(n//3 + 1, 1)): s.update(name, list(part), torch.zeros(part.shape[1]))
+        assert s.sampling or sum(w.shape[1] for _, w in s.kept) <= most
+        assert s.tallies is None or all(t.shape[1] <= most for _, t in s.tallies)
+    assert s.cuts == [0. if d == 1 else float(t.abs().sort(descending=True).values[max(1, int(d*n)) - 1]) for d, t in zip(density, ts)]
+    kept = ts*(ts.abs() >= torch.tensor(s.cuts)[:, None])
+    assert s.votes == float((kept*torch.tensor([[1.], [-.5], [2.]])).sum(0).sign().sum())
 
 
 def ties_by_sorting(experts, base, density):
@@ -154,6 +203,22 @@ def test_breadcrumbs_by_sorting(seed, n, density, gamma, grid):
     size, top, last = t.abs().sort(descending=True).values, int(gamma*n), max(1, int(min(1, density+gamma)*n))
     keep = (t.abs() <= size[top])*(t.abs() >= size[last-1])
     assert torch.equal(merge('breadcrumbs', [{'w': t}], {'w': torch.zeros(n)}, density=density, gamma=gamma)['w'], t*keep)
+
+
+@quick
+@given(seed=st.integers(0, 99), n=st.integers(1, 4), density=st.floats(.05, 1), grid=st.booleans())
+def test_sce_at_once(seed, n, density, grid):
+    "SCE on stacked task vectors, in both definitions: another implementation."
+    given = torch.randn(n, 60, generator=torch.Generator().manual_seed(seed))
+    if grid: given = given.round()
+    spread = given.var(0, unbiased=False)
+    ts = given*(spread >= spread.sort(descending=True).values[max(1, int(density*60)) - 1] - 1e-5)
+    share = ts.square().sum(1, keepdim=True)/ts.square().sum().clamp(min=1e-30)
+    total = ts.sum(0)
+    for definition, stay in (('paper', ts*total.sign() >= 0), ('mergekit', ts*torch.where(total >= 0, 1, -1) > 0)):
+        expected = (ts*stay*share).sum(0)/(1 if definition == 'paper' else (stay*share).sum(0).clamp(min=1e-30))
+        got = merge('sce', [{'w': t} for t in given], {'w': torch.zeros(60)}, density=density, definition=definition)
+        torch.testing.assert_close(got['w'], expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize('bad, say', [
