@@ -278,27 +278,38 @@ def _shared_tokenizers(models:list[str]) -> Any:
     for other in models[1:]: shared = _shared_tokenizer(models[0], other)
     return shared
 
-# %% ../nbs/lib/90_cli.ipynb #2b6952a0
+# %% ../nbs/lib/90_cli.ipynb #7ed3d21f
 def _merge_config(
     words:list[str],    # One configuration file, or models
-    changes:dict,       # Keys of `MergeConfig` given on the command line
+    changes:dict,       # Keys of `OnDiskConfig` given on the command line
     options:dict,       # Options of the method given there
-) -> Any:               # A `MergeConfig`
+) -> Any:               # An `OnDiskConfig`
     "Put a configuration together: what the command line says comes first."
-    from merge_nb.checkpoints import MergeConfig
+    from merge_nb.on_disk import OnDiskConfig
     file = Path(words[0]) if len(words)==1 and words[0].endswith(('.yaml', '.yml', '.toml', '.json')) else None
-    start = MergeConfig.read(file).model_dump(mode='json', exclude_defaults=True) if file else dict(models=words)
+    start = OnDiskConfig.read(file).model_dump(mode='json', exclude_defaults=True) if file else dict(models=words)
     if 'method' not in start and 'method' not in changes: raise ValueError("`--method` is missing; expected linear, ties, … or a configuration file")
-    return MergeConfig.read(start | changes | dict(options=(start.get('options') or {}) | options))
+    start = {k:v for k,v in start.items() if not (k in ('base', 'bases') and {'base', 'bases'} & changes.keys())}
+    return OnDiskConfig.read(start | changes | dict(options=(start.get('options') or {}) | options))
 
-# %% ../nbs/lib/90_cli.ipynb #4df08591
+def _bases(given:list[str]|None) -> dict:
+    "One base for all models, or one for each."
+    return {} if not given else dict(base=given[0]) if len({*given})==1 else dict(bases=given)
+
+# %% ../nbs/lib/90_cli.ipynb #70a42d36
 @app.command()
 def merge(
     models:Annotated[list[str], typer.Argument(help='A configuration (.yaml, .yml, .toml, .json; also of mergekit), or models: folders or hub names.')],
     out:Annotated[Path, typer.Option(help='Folder for the result: new, or empty.')],
     method:Annotated[Optional[str], typer.Option(help='linear, slerp, task_arithmetic, ties, dare, …')]=None,
     weight:Annotated[Optional[list[float]], typer.Option(help='One for each model, in their order; repeat the option.')]=None,
-    base:Annotated[Optional[str], typer.Option(help='The model that they were fine-tuned from.')]=None,
+    base:Annotated[Optional[list[str]], typer.Option(help='The model that they were fine-tuned from; repeated, one for each model, in their order.')]=None,
+    align:Annotated[Optional[str], typer.Option(help='For models of different bases: bring all into the order of the first, by weights or activations.')]=None,
+    correct:Annotated[Optional[str], typer.Option(help='Put statistics of activations back: task (one correction for each text) or shared (one, in the weights).')]=None,
+    calibrate:Annotated[Optional[list[str]], typer.Option(help='Text of each model, in their order: a JSON Lines file, a hub name or synthetic:NAME, or TASK=one of these. Repeat the option; once is for all models.')]=None,
+    calibrate_blocks:Annotated[Optional[int], typer.Option(help='Blocks of 256 tokens to read of each text; 64 by default.')]=None,
+    order:Annotated[Optional[str], typer.Option(help='Estimate corrections in one pass (batch, the default), site by site (forward, slow) or without correction (joint).')]=None,
+    data:Annotated[Optional[list[str]], typer.Option(help='For fisher and regmean: the text of each model, or the file that was measured; by default what --calibrate names.')]=None,
     dry_run:Annotated[bool, typer.Option('--dry-run', help='Only check: read configurations and headers, list every problem.')]=False,
     device:Annotated[Optional[str], typer.Option(help='Where to compute: cpu (the default), cuda, …')]=None,
     dtype:Annotated[Optional[str], typer.Option(help='Type of the output; by default as the first model.')]=None,
@@ -308,11 +319,12 @@ def merge(
     seed:Annotated[Optional[int], typer.Option(help='Of methods that draw at random.')]=None,
     hashes:Annotated[Optional[bool], typer.Option('--hashes/--no-hashes', help='Record SHA-256 of inputs and output.')]=None,
     set_:Annotated[Optional[list[str]], typer.Option('--set', help='An option of the method, such as density=0.2.')]=None):
-    "Merge checkpoints, tensor by tensor."
-    given = dict(method=method, base=base, device=device, dtype=dtype, shard_size=shard_size, vocab=vocab, eval=eval_, seed=seed, hashes=hashes)
+    "Merge checkpoints, tensor by tensor; with --align and --correct, models are also loaded whole."
+    given = dict(method=method, align=align, correct=correct, calibrate=calibrate, calibrate_blocks=calibrate_blocks, order=order, data=data,
+        device=device, dtype=dtype, shard_size=shard_size, vocab=vocab, eval=eval_, seed=seed, hashes=hashes) | _bases(base)
     options = parse_changes(set_ or []) | ({'weights':weight} if weight else {})
-    from merge_nb.checkpoints import merge_checkpoints
-    done = merge_checkpoints(_merge_config(models, {k:v for k,v in given.items() if v not in (None, [])}, options), out, dry_run)
+    from merge_nb.on_disk import merge_on_disk
+    done = merge_on_disk(_merge_config(models, {k:v for k,v in given.items() if v not in (None, [])}, options), out, dry_run)
     print(done)
     if dry_run and done.problems: raise typer.Exit(1)
     if not dry_run: print(f'Written: {out}')
