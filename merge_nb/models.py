@@ -98,6 +98,8 @@ def _from_files(source:str, dtype:torch.dtype|None, trust_remote_code:bool) -> P
                                 f"and the hub: {str(e).splitlines()[0]}") from e
     lost, other = sorted(info['missing_keys']), sorted(info['mismatched_keys'])
     if lost: raise ValueError(f"the checkpoint {source} lacks {len(lost)} weights of {type(model).__name__}, such as {lost[0]}")
+    if hooked := [k for k in sorted(info['unexpected_keys']) if '.correct_' in k]:
+        raise ValueError(f"the checkpoint {source} holds corrections of activations, such as {hooked[0]}, which {type(model).__name__} would not apply: fold them into the weights before saving")
     for n,stored,expected in other: raise ValueError(f"the checkpoint {source} holds {n} of shape {tuple(stored)}; its configuration expects {tuple(expected)}")
     return model
 
