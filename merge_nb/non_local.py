@@ -301,7 +301,7 @@ def point_rows(
     axes = torch.linalg.svd(read['expert']-middle, full_matrices=False).Vh[:2]
     return [dict(kind='point', model=k, label=int(l), x=float(a), y=float(b)) for k,f in read.items() for (a,b),l in zip(((f-middle)@axes.T).tolist(), y)]
 
-# %% ../nbs/lib/23_non_local.ipynb #6ca1cab7
+# %% ../nbs/lib/23_non_local.ipynb #0109db95
 IMAGES = {**{f'{k} {part}': (k, 'y', range(5*i, 5*i+5)) for k in ('mnist', 'fashion_mnist') for i,part in enumerate(('low', 'high'))},
           **{f'omniglot {part}': ('omniglot_small', 'char', range(*span)) for part,span in zip('abcd', ((0, 46), (46, 110), (110, 183), (183, 242)))}} # Task: file, label, classes; of Omniglot whole alphabets
 
@@ -325,7 +325,11 @@ def _drawn(suite:SuiteConfig, run:Run, seed:int, side:str) -> nn.Module:
     task = broad_task('signs' if side=='C' else 'scripts', o.get('broad', 24000), o.get('held', 600), seed, o.get('size', 20))
     body = conv_net(**suite.net, size=o.get('size', 20), seed=seed_of('start', side, seed))
     start = classifier(body, body.dense.out_features, task.classes, seed_of('head', side, seed))
-    return _learned(run, f'foundation {side}, seed {seed}', start, task, suite.foundation.model_copy(update={'seed':seed_of(side, seed)})).body
+    new = _learned(run, f'foundation {side}, seed {seed}', start, task, suite.foundation.model_copy(update={'seed':seed_of(side, seed)}))
+    right,least = accuracy(new, task.x_val, task.y_val).mean(), o.get('least', 0)
+    if right < least: raise ValueError(
+        f"foundation {side} of seed {seed} did not learn: its accuracy is {right:.3f} on {task.classes} classes; expected at least {least}, the suite's `least`")
+    return new.body
 
 # %% ../nbs/lib/23_non_local.ipynb #7bb2cecc
 def _domains(suite:SuiteConfig, run:Run, role:str) -> list[Domain]:
