@@ -358,7 +358,7 @@ class Plan:
     memory:int = 0                      # Bytes it will need, roughly
     disk:int = 0                        # Bytes the output will have
     free:int = 0                        # Bytes there are
-    measured:list[Measured] = field(default_factory=list) # One an expert, for methods that measure, when all is done
+    measured:list = field(default_factory=list) # A `Measured` an expert, for methods that measure, when all is done
 
     def __str__(self) -> str:
         n, c = sum(prod(s.shape) for s in self.slots), self.config

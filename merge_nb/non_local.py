@@ -554,7 +554,7 @@ def _draw_mended(df, ax):
     ax.axhline(1, color='#888888', lw=.8)
     return ax
 
-# %% ../nbs/lib/23_non_local.ipynb #01e751c9
+# %% ../nbs/lib/23_non_local.ipynb #96799b11
 def _draw_few(df, ax):
     d = pick(df, kind='source', source='own task')
     d = d.assign(name=[s if s=='local' else f'{s}, {a}' for s,a in zip(d.setting, d.alignment)])
@@ -577,19 +577,19 @@ def _draw_tasks(df, ax):
 
 def _draw_plane(df, ax, correction='none', setting='non-local'):
     where = dict(setting=setting, alignment=_deep(df) if setting!='local' else 'none')
-    d = pick(df, kind='plane', correction=correction, **where).groupby(['x','y'], as_index=False).value.mean()
+    d = pick(df, kind='plane', correction=correction, **where).round({'x':2, 'y':2}).groupby(['x','y'], as_index=False).value.mean()
     ax = heat_map(d, 'x', 'y', 'value', vmin=0, vmax=1, annotate=False, xlabel='towards the second expert', ylabel='towards the merge', label=NORMALISED, ax=ax)
     return ax
 
 def _draw_points(df, ax, model='expert'):
     d = pick(df, kind='point', setting='non-local', alignment=_deep(df))
-    first = d[d.seed==d.seed.min()]
+    first = d[(d.seed==d.seed.min()) & (d.label<6)] # as many as have colours that can be told apart
     ax = scatter_plot(first[first.model==model].assign(label=lambda p: p.label.astype(str)), 'x', 'y', 'label', xlabel='first direction of the expert', ylabel='second direction', ax=ax)
     if ax.get_legend(): ax.get_legend().remove()
     for end,values in zip('xy', (first.x, first.y)): getattr(ax, f'set_{end}lim')(values.min()-1, values.max()+1)
     return ax
 
-# %% ../nbs/lib/23_non_local.ipynb #4e170874
+# %% ../nbs/lib/23_non_local.ipynb #c8f9e096
 FIGURES = {
     'Non-local': (_draw_methods, 'Experts of two foundations. Normalised accuracy of each rule and correction at the better alignment, with intervals over seeds and test examples.'),
     'Local': (partial(_draw_methods, setting='local'), 'Experts of one foundation. The same.'),
@@ -604,7 +604,7 @@ FIGURES = {
     'Plane': (_draw_plane, 'The plane through two experts and the merge, as merged. Mean normalised accuracy on the two tasks, mean over seeds.'),
     'Plane, corrected': (partial(_draw_plane, correction='task'), 'The same with the task-specific correction at every point.'),
     'Plane, local': (partial(_draw_plane, setting='local'), 'The same plane for experts of one foundation.'),
-    **{f'Representation, {NAMES[k]}': (partial(_draw_points, model=k), 'What the head of the last task reads, one colour a class, along the two main directions of the expert; first seed.') for k in ('expert', 'none', 'repair', 'task')}}
+    **{f'Representation, {NAMES[k]}': (partial(_draw_points, model=k), 'What the head of the last task reads, one colour a class, six classes, along the two main directions of the expert; first seed.') for k in ('expert', 'none', 'repair', 'task')}}
 MEASURED = ('accuracy', 'expert', 'normalised', 'options', 'value', 'low', 'high', 'over', 'over_low', 'over_high', 'ratio', 'median', 'rank')
 EXPERIMENT = register(Experiment('non-local', NonLocalConfig, _rows, FIGURES, _work, MEASURED))
 draw,beside = EXPERIMENT.draw, EXPERIMENT.beside
