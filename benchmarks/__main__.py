@@ -13,7 +13,7 @@ from merge_nb.core import write_beside
 from merge_nb.results import Tree, provenance, tree_state
 
 HERE = Path(__file__).resolve().parent
-FILE, ALL = HERE/'results.json', ('cka', 'finetune', 'startup')
+FILE, ALL = HERE/'results.json', ('cka', 'finetune', 'route', 'merge', 'align', 'correct', 'startup')
 
 def state() -> Tree:
     "The commit, and whether anything but records, measurements and the pages that show them has changed since."

@@ -17,7 +17,6 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any, NamedTuple
 import torch, yaml
-from fastcore.basics import patch
 from torch import Tensor
 from . import __version__
 from .core import Frozen, choose
@@ -359,6 +358,10 @@ class Plan:
     disk:int = 0                        # Bytes the output will have
     free:int = 0                        # Bytes there are
     measured:list = field(default_factory=list) # A `Measured` an expert, for methods that measure, when all is done
+
+    def check(self) -> None:
+        "Raise all problems at once, if there are any."
+        if self.problems: raise ValueError(f"cannot merge, {len(self.problems)} problem{'s'*(len(self.problems)>1)}:\n" + '\n'.join(f'- {o}' for o in self.problems))
 
     def __str__(self) -> str:
         n, c = sum(prod(s.shape) for s in self.slots), self.config
@@ -819,7 +822,7 @@ def merge_checkpoints(
     out = Path(out).expanduser().resolve()
     p = plan(config, out)
     if dry_run: return p
-    if p.problems: raise ValueError(f"cannot merge, {len(p.problems)} problem{'s'*(len(p.problems)>1)}:\n" + '\n'.join(f'- {o}' for o in p.problems))
+    p.check()
     p = replace(p, models=[c.fetch() for c in p.models])
     out.parent.mkdir(parents=True, exist_ok=True)
     (part := out.with_name(f'.{out.name}.{token_hex(4)}.part')).mkdir()  # ours alone: it fails if there is one

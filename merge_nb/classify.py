@@ -4,7 +4,7 @@
 
 # %% ../nbs/lib/18_classify.ipynb #0e8af4e8
 from __future__ import annotations
-import copy, gzip, json, math, time
+import copy, math, time, zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .core import Frozen, choose, key_of, seed_of, state_hash, write_beside
+from .data import read_jsonl
 
 # %% auto #0
 __all__ = ['FONTS', 'MASTER', 'STYLE', 'DRAWN', 'STYLES', 'BROAD', 'Task', 'mask_of', 'masters', 'glyphs', 'drawn_task',
@@ -137,6 +138,7 @@ def glyphs(
 ) -> tuple[Float[Tensor, "n 1 s s"], Int[Tensor, "n"]]: # Images and labels, in random order
     "Draw images of signs in a style."
     for k in style: choose(k, STYLE, 'style')
+    if not signs: raise ValueError("`signs` is empty; expected one a class")
     st,g = {**STYLE, **style}, torch.Generator().manual_seed(seed_of('glyphs', seed))
     y = (torch.arange(n) % len(signs))[torch.randperm(n, generator=g)]
     found = [masters(s) for s in signs]
@@ -191,7 +193,7 @@ def broad_task(
     "Draw what a foundation learns from: many signs in all styles."
     signs = BROAD[choose(name, BROAD, 'pretraining')]
     def draw(n, part):
-        each = [glyphs(signs, n//len(STYLES), seed_of(name, part, seed*(part=='train'), i), size, **s) for i,s in enumerate(STYLES)]
+        each = [glyphs(signs, n//len(STYLES) + (i < n%len(STYLES)), seed_of(name, part, seed*(part=='train'), i), size, **s) for i,s in enumerate(STYLES)]
         return torch.cat([x for x,_ in each]), torch.cat([y for _,y in each])
     return _parts(name, len(signs), draw, n, held)
 
@@ -205,13 +207,16 @@ def load_images(
 ) -> Task:
     "Read some classes of an image data set."
     if not Path(path).is_file(): raise FileNotFoundError(f"`path`: no file {path}")
-    with np.load(path) as f: found = {k: f[k] for k in f.files}
+    if len(set(classes))!=len(classes) or not len(classes): raise ValueError(f"`classes` {list(classes)[:8]} must name at least one label, and none twice")
+    try:
+        with np.load(path) as f: found = {k: f[k] for k in f.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as e: raise ValueError(f"{path} is no .npz file, or a damaged one: {e}") from e
     need = [f'{k}_{p}' for k in ('x', label) for p in ('train', 'test')]
     if missing := [k for k in need if k not in found]: raise ValueError(f"{path} lacks {missing}; it holds {sorted(found)}")
     def part(p):
         x,y = torch.from_numpy(found[f'x_{p}']), torch.from_numpy(found[f'{label}_{p}'].astype(np.int64))
+        if missing := sorted({*classes}-{*y.tolist()}): raise ValueError(f"`classes` {missing[:5]} are not among the labels {label}_{p} of {path}: {y.unique()[:8].tolist()}")
         at = torch.isin(y, torch.tensor(list(classes)))
-        if not at.any(): raise ValueError(f"`classes` {list(classes)[:5]} are not among the labels {label}_{p} of {path}: {y.unique()[:8].tolist()}")
         return x[at].float()[:,None]/255, torch.searchsorted(torch.tensor(sorted(classes)), y[at])
     x,y = part('train')
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed_of('validation', str(Path(path).name))))
@@ -227,20 +232,21 @@ def load_texts(
     held:int|None=None,                # To choose on, and to report, at most
 ) -> Task:
     "Read a text-classification data set."
-    pad,stem = tokenizer.eos_token_id, Path(stem)
-    def read(p):
-        if not (path := stem.with_name(f'{stem.name}.{p}.jsonl.gz')).is_file(): raise FileNotFoundError(f"`stem`: no file {path}")
-        with gzip.open(path, 'rt', encoding='utf-8') as f: rows = [json.loads(l) for l in f]
-        if rows and not {'text','label'} <= rows[0].keys(): raise ValueError(f"{path} has the fields {sorted(rows[0])}; expected text and label")
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed_of('texts', stem.name, p)))
-        return [rows[i] for i in order[:limit if p=='train' else held]]
-    parts = {p: read(p) for p in ('train', 'val', 'test')}
-    labels = sorted({r['label'] for r in parts['train']})
-    def packed(rows):
-        rows = [r for r in rows if r['label'] in labels]
-        ids = [i[:context] for i in tokenizer([r['text'] for r in rows], add_special_tokens=False)['input_ids']]
-        return torch.tensor([i+[pad]*(context-len(i)) for i in ids]), torch.tensor([labels.index(r['label']) for r in rows])
-    return Task(stem.name, *packed(parts['train']), *packed(parts['val']), *packed(parts['test']), len(labels), pad)
+    pad,stem,parts = tokenizer.eos_token_id, Path(stem), ('train', 'val', 'test')
+    if pad is None: raise ValueError("`tokenizer` has no token that ends a text, which short texts are filled with")
+    files = {p: stem.with_name(f'{stem.name}.{p}.jsonl.gz') for p in parts}
+    rows = {p: list(read_jsonl(f)) for p,f in files.items()}
+    for p,f in files.items():
+        if bad := next((r for r in rows[p] if not {'text','label'} <= r.keys()), None): raise ValueError(f"{f} has a line with the fields {sorted(bad)}; expected text and label")
+    labels = sorted({r['label'] for r in rows['train']})
+    for p,f in files.items():
+        if new := {r['label'] for r in rows[p]}.difference(labels): raise ValueError(f"{f} has labels that {files['train'].name} lacks: {sorted(new)[:5]}")
+    def packed(p):
+        order = torch.randperm(len(rows[p]), generator=torch.Generator().manual_seed(seed_of('texts', stem.name, p)))
+        some = [rows[p][i] for i in order[:limit if p=='train' else held]]
+        ids = [i[:context] for i in tokenizer([r['text'] for r in some], add_special_tokens=False)['input_ids']]
+        return torch.tensor([i+[pad]*(context-len(i)) for i in ids]), torch.tensor([labels.index(r['label']) for r in some])
+    return Task(stem.name, *packed('train'), *packed('val'), *packed('test'), len(labels), pad)
 
 # %% ../nbs/lib/18_classify.ipynb #6b060589
 class ChannelNorm(nn.LayerNorm):

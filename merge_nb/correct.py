@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from fastcore.basics import patch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel

@@ -17,27 +17,26 @@ from .align import Permutation, match_activations, match_weights, permute
 from .cka import linear_cka
 from .core import Frozen, choose, key_of, seed_of, state_hash
 from .correct import ORDERS, Stats, activation_stats, calibrate, collapse_ratio, default_sites, effective_rank, pooled_target, repair_target
-from .data import mix, token_blocks
+from .data import token_blocks
 from .evaluate import Evaluation, evaluate, read_blocks
 from .experiments import Experiment, Run, register
 from .figures import dot_plot, line_plot, scatter_plot
 from .finetune import FinetuneConfig, load_step, schedule
 from .interpolate import lerp
 from .merge import METHODS
-from .models import load_base, load_weights, parts, weights
+from .models import load_weights, parts, weights
 from .outputs import OutputMixture
-from .over_time import OverTimeConfig, Setting, _features, load_domains, setting
+from .over_time import OverTimeConfig, Setting, _features, load_domains, pretraining, setting
 from .results import claim, pick
 from .route import route
 from .weight_space import MethodConfig, grid, halves, measured, merged
 
 # %% auto #0
 __all__ = ['PAIR', 'OWN', 'COMMON', 'ALIGNMENTS', 'CORRECTIONS', 'READ', 'UNMERGED', 'VARIED', 'VARIANTS', 'COLOURS', 'LOSS_OWN',
-           'FIGURES', 'MEASURED', 'EXPERIMENT', 'draw', 'beside', 'FoundationsConfig', 'share', 'pretraining',
-           'parting', 'branch', 'Pair', 'other', 'meet', 'order', 'aligned', 'some', 'merges', 'statistics', 'restored',
-           'Arm', 'told', 'nats', 'chosen', 'measure', 'compare', 'references', 'trained', 'place', 'inside',
-           'variations', 'apart', 'paired', 'differences', 'best_merge', 'reported', 'recovered', 'variants',
-           'collapse_and_loss', 'claims']
+           'FIGURES', 'MEASURED', 'EXPERIMENT', 'draw', 'beside', 'FoundationsConfig', 'share', 'parting', 'branch',
+           'Pair', 'other', 'meet', 'order', 'aligned', 'some', 'merges', 'statistics', 'restored', 'Arm', 'told',
+           'nats', 'chosen', 'measure', 'compare', 'references', 'trained', 'place', 'inside', 'variations', 'apart',
+           'paired', 'differences', 'best_merge', 'reported', 'recovered', 'variants', 'collapse_and_loss', 'claims']
 
 # %% ../nbs/lib/24_foundations.ipynb #df3b62d9
 PAIR = ('maths', 'code') # The experts: the first grew from base A, the second from base B
@@ -88,19 +87,6 @@ def share(
     return int(number)/100
 
 # %% ../nbs/lib/24_foundations.ipynb #e05d9c67
-def pretraining(
-    config:OverTimeConfig, # How bases learn
-    run:Run,               # Where data comes from
-    seed:int,              # Of the base
-    s:Setting,             # Its tokenizer
-) -> tuple[nn.Module,Any]: # The model at step 0, and the blocks it learns from
-    "Gather what the base of one seed started from."
-    domains = load_domains(config, run, seed)
-    mixture = mix([domains[k] for k in config.base.shares], list(config.base.shares.values()), seed)
-    tok = s.tokenizer
-    fresh = load_base({**config.model, 'vocab_size':len(tok), 'bos_token_id':tok.bos_token_id, 'eos_token_id':tok.eos_token_id}, seed)
-    return fresh, token_blocks(mixture.train, tok, config.context, run.cache/'blocks')
-
 def parting(
     config:FoundationsConfig, # What bases have in common, and how they learn
     seed:int,                 # Of base A
@@ -122,7 +108,8 @@ def branch(
     s:Setting,                # Base A
 ) -> nn.Module:               # Base B
     "Train a base that leaves the pretraining of another."
-    (start,blocks),(long,at,rest) = pretraining(config.over_time, run, seed, s), parting(config, seed, common)
+    o = config.over_time
+    (start,blocks),(long,at,rest) = pretraining(o, load_domains(o, run, seed), s.tokenizer, run.cache/'blocks', seed), parting(config, seed, common)
     if long: start = load_step(start, run.train(f'trunk, seed {seed}', start, blocks, long), at)
     return load_step(start, run.train(f'base, {common} in common, seed {seed}', start, blocks, rest), rest.steps)
 
@@ -617,12 +604,12 @@ def _draw_varied(df, ax):
 
 # %% ../nbs/lib/24_foundations.ipynb #2fa7ca3c
 FIGURES:dict[str,tuple[Callable,str]] = {
-    'In common': (_draw_common, 'A merge needs a common past, not much of it. Loss on the own domains of both experts against the pretraining that their bases share: the best merge of each kind, the mixture of outputs, the bases, and each expert on its own. Bands are the range over seeds.'),
+    'In common': (_draw_common, 'How far apart may bases be? Loss on the own domains of both experts against the pretraining that their bases share: the best merge of each kind, the mixture of outputs, the bases, and each expert on its own. Bands are the range over seeds.'),
     'Adaptation': (partial(_draw_common, domain='adaptation'), "The same on adaptation text, which is no expert's, with routers and a gated mixture that learned from such text."),
-    'Methods': (_draw_methods, 'Strangers do not merge by any rule. Loss on own domains minus that of the experts, with 95 % intervals over documents and seeds; bases with nothing in common.'),
-    'Collapse': (_draw_collapse, "Variance collapses in the mean of strangers. Variance of the stream by layer in the mean of both experts, over that of the task's expert."),
-    'Collapse and loss': (_draw_left, 'Variance that is put back does not bring the function back. Loss on own domains of the mean of both experts against the variance that is left; one point a pair of bases, alignment and seed.'),
-    'Calibration': (_draw_few, 'A few blocks are enough. Change of the loss on own domains by the correction, by the number of blocks that statistics were taken on; bases with nothing in common are aligned by weights.'),
+    'Methods': (_draw_methods, 'Every rule on bases with nothing in common. Loss on own domains minus that of the experts, with 95 % intervals over documents and seeds.'),
+    'Collapse': (_draw_collapse, "Variance by depth. Variance of the stream by layer in the mean of both experts, over that of the task's expert."),
+    'Collapse and loss': (_draw_left, 'Is the variance that is left what the merge keeps? Loss on own domains of the mean of both experts against the variance that is left; one point a pair of bases, alignment and seed.'),
+    'Calibration': (_draw_few, 'How much text a correction takes. Change of the loss on own domains by the correction, by the number of blocks that statistics were taken on; bases with nothing in common are aligned by weights.'),
     'Variations': (_draw_varied, 'What matters in a correction. Change of the loss on own domains against the correction as chosen, with the range over seeds; left of zero is better.')}
 
 MEASURED = ('loss', 'chosen_by', 'value', 'low', 'high', 'seeds_low', 'seeds_high', 'mean', 'median', 'rank', 'cosine', 'distance', 'cka', 'rise', 'moved')

@@ -8,7 +8,7 @@ import json, mmap, re
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 import torch
 from fastcore.basics import patch
 from torch import Tensor

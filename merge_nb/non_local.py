@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .align import match_activations, match_weights, permute
 from .classify import (FitConfig, Task, TextBody, accuracy, body_weights, broad_task, classifier, conv_net, drawn_task, fitted, load_images,
     load_texts, mask_of, with_body)
-from .core import Frozen, choose, key_of, seed_of, state_hash
+from .core import Frozen, choose, seed_of, state_hash
 from .correct import Stats, activation_stats, calibrate, collapse_ratio, default_sites, effective_rank, pooled_target, repair_target
 from .data import Domain, load_domain, token_blocks, train_tokenizer
 from .evaluate import Interval
@@ -175,14 +175,16 @@ def corrected(
     once = fix(models[0], target, mixture)
     return [headed(once, m) for m in models]
 
-# %% ../nbs/lib/23_non_local.ipynb #21e30f11
+# %% ../nbs/lib/23_non_local.ipynb #2a0153b4
 def scores(
     models:Sequence[nn.Module], # One a task
     experts:Sequence[nn.Module],# The same
     tasks:Sequence[Task],       # The same
-) -> float:                     # Mean normalised accuracy on validation examples
+    part:str='val',             # Examples to score on: "val" or "test"
+) -> float:                     # Mean normalised accuracy
     "Score a merge."
-    return float(np.mean([accuracy(m, t.x_val, t.y_val).mean()/accuracy(e, t.x_val, t.y_val).mean() for m,e,t in zip(models, experts, tasks)]))
+    def right(m, t): return accuracy(m, getattr(t, f'x_{part}'), getattr(t, f'y_{part}')).mean()
+    return float(np.mean([right(m, t)/right(e, t) for m,e,t in zip(models, experts, tasks)]))
 
 # %% ../nbs/lib/23_non_local.ipynb #4179a2a5
 @dataclass
@@ -236,7 +238,7 @@ def choose_options(
             if k not in best or score > best[k].score: best[k] = Chosen(models, options, label, score)
     return best
 
-# %% ../nbs/lib/23_non_local.ipynb #c6213e1a
+# %% ../nbs/lib/23_non_local.ipynb #51584eb2
 def collapse_rows(
     models:Sequence[nn.Module], # One a task
     g:Ground,                   # Who met
@@ -255,8 +257,9 @@ def source_rows(
 ) -> list[dict]:               # kind "source": what the statistics came from, and the normalised accuracy on test examples
     "Correct from less data, from other data, and in other ways."
     tasks,experts = g.m.tasks, g.m.experts
-    def score(models): return float(np.mean([accuracy(m, t.x_test, t.y_test).mean()/accuracy(e, t.x_test, t.y_test).mean() for m,e,t in zip(models, experts, tasks)]))
-    def row(name, n, xs, stats, **how): return dict(kind='source', source=name, examples=n, value=score(g.fix('task', plain, stats, xs, **{'order':config.order, 'batch_size':128, **how})))
+    def row(name, n, xs, stats, **how):
+        fixed = g.fix('task', plain, stats, xs, **{'order':config.order, 'batch_size':128, **how})
+        return dict(kind='source', source=name, examples=n, value=scores(fixed, experts, tasks, 'test'))
     def own(n): return [_measured(e, x[:n], t) for e,x,t in zip(experts, g.data, tasks)]
     out = [row('own task', n, [x[:n] for x in g.data], own(n)) for n in config.few] + [row('own task', config.calibration, g.data, g.stats)]
     turned = g.data[1:]+g.data[:1]
@@ -265,14 +268,14 @@ def source_rows(
     out += [row(f'own task, {o}', config.calibration, g.data, g.stats, order=o) for o in ('joint', 'batch', 'forward') if o!=config.order]
     return [*out, row('own task, no clip', config.calibration, g.data, g.stats, clip=float('inf'))]
 
-# %% ../nbs/lib/23_non_local.ipynb #d781cfdd
+# %% ../nbs/lib/23_non_local.ipynb #84c17933
 def plane_rows(
     g:Ground,                 # Who met
     pair:tuple[int,int],      # Two tasks
     third:Mapping[str,Tensor],# Body of a merge
     n:int=9,                  # Points along each side
     **how,                    # For `calibrate`
-) -> list[dict]: # kind "plane": x, y, correction, value; kind "corner": where the three bodies are
+) -> list[dict]: # kind "plane": x, y, correction, value; kind "corner": name, and where in the plane (across, up)
     "Score the plane through the bodies of two experts and a merge, on both experts' tasks."
     g = g.some(pair)
     ends = g.m.experts
@@ -282,7 +285,7 @@ def plane_rows(
     def body(p):
         flat,shapes = o+p[0]*u+p[1]*v, [(k, w.shape) for k,w in third.items()]
         return {k: f.view(s) for (k,s),f in zip(shapes, flat.split([s.numel() for _,s in shapes]))}
-    out = [dict(kind='corner', name=name, x=float((w-o)@u/(u@u)), y=float((w-o)@v/(v@v))) for name,w in (('first expert', o), ('second expert', e), ('merge', t))]
+    out = [dict(kind='corner', name=name, across=float((w-o)@u/(u@u)), up=float((w-o)@v/(v@v))) for name,w in (('first expert', o), ('second expert', e), ('merge', t))]
     for p in ((x, y) for y in np.linspace(-.5, 1.5, n).tolist() for x in np.linspace(-.5, 1.5, n).tolist()):
         plain = [with_body(m, body(p)) for m in ends]
         for kind in ('none', 'task'):
@@ -293,13 +296,13 @@ def point_rows(
     models:Mapping[str,nn.Module], # By name; the expert under "expert"
     task:Task,                     # Theirs
     n:int=120,                     # Test examples
-) -> list[dict]: # kind "point": model, label, x, y
+) -> list[dict]: # kind "point": model, example, label, across, up
     "Show what the head reads, along the expert's two main directions."
     x,y = task.x_test[:n], task.y_test[:n]
     with torch.no_grad(): read = {k: m.body(x) for k,m in models.items()}
     middle = read['expert'].mean(0)
     axes = torch.linalg.svd(read['expert']-middle, full_matrices=False).Vh[:2]
-    return [dict(kind='point', model=k, label=int(l), x=float(a), y=float(b)) for k,f in read.items() for (a,b),l in zip(((f-middle)@axes.T).tolist(), y)]
+    return [dict(kind='point', model=k, example=i, label=int(l), across=float(a), up=float(b)) for k,f in read.items() for i,((a,b),l) in enumerate(zip(((f-middle)@axes.T).tolist(), y))]
 
 # %% ../nbs/lib/23_non_local.ipynb #0109db95
 IMAGES = {**{f'{k} {part}': (k, 'y', range(5*i, 5*i+5)) for k in ('mnist', 'fashion_mnist') for i,part in enumerate(('low', 'high'))},
@@ -516,7 +519,7 @@ def _pooled_rows(
                             over=over.value, over_low=over.low, over_high=over.high))
     return out
 
-# %% ../nbs/lib/23_non_local.ipynb #60fcb42d
+# %% ../nbs/lib/23_non_local.ipynb #f1499b15
 NORMALISED = 'normalised accuracy'
 NAMES = {'none':'as merged', 'repair':'REPAIR', 'shared':'shared', 'task':'task-specific', 'expert':'expert'} # Of corrections
 HUES = {'as merged':'#888888', 'REPAIR':'#AA8800', 'shared':'#0072B2', 'task-specific':'#D55E00', 'expert':'#000000'}
@@ -533,16 +536,18 @@ def _draw_methods(df, ax, setting='non-local'):
     d = pick(df, kind='pooled', setting=setting, alignment=best_alignment(df, setting))
     return dot_plot(d.assign(correction=d.correction.map(NAMES)), 'method', 'value', 'low', 'high', hue='correction', colours=HUES, xlabel=NORMALISED, ax=ax)
 
+def _named(d:pd.DataFrame) -> pd.DataFrame:
+    "Name settings with their alignment, and corrections in words."
+    return d.assign(name=[s if s=='local' else f'{s}, {a}' for s,a in zip(d.setting, d.alignment)], **({'correction':d.correction.map(NAMES)} if d.correction.notna().all() else {}))
+
 def _followed(df:pd.DataFrame) -> str: return pick(df, kind='pooled').method.iloc[0]
 
 def _draw_alignment(df, ax):
-    d = pick(df, kind='pooled', method=_followed(df))
-    d = d.assign(name=[s if s=='local' else f'{s}, {a}' for s,a in zip(d.setting, d.alignment)], correction=d.correction.map(NAMES))
+    d = _named(pick(df, kind='pooled', method=_followed(df)))
     return dot_plot(d, 'name', 'value', 'low', 'high', hue='correction', colours=HUES, xlabel=NORMALISED, ax=ax)
 
-def _draw_collapse(df, ax, column='ratio', ylabel='variance, merged / expert', **where):
-    d = pick(df, kind='collapse', correction='none')
-    d = d.assign(name=[s if s=='local' else f'{s}, {a}' for s,a in zip(d.setting, d.alignment)])
+def _draw_collapse(df, ax, column='ratio', ylabel='variance, merged / expert'):
+    d = _named(pick(df, kind='collapse', correction='none'))
     d = d[(d.setting!='other data') & (d.alignment!='activations')]
     ax = line_plot(d, 'number', column, 'name', xlabel='site, in the order of depth', ylabel=ylabel, ax=ax)
     ax.axhline(1, color='#888888', lw=.8)
@@ -554,10 +559,9 @@ def _draw_mended(df, ax):
     ax.axhline(1, color='#888888', lw=.8)
     return ax
 
-# %% ../nbs/lib/23_non_local.ipynb #96799b11
+# %% ../nbs/lib/23_non_local.ipynb #b66ef4d7
 def _draw_few(df, ax):
-    d = pick(df, kind='source', source='own task')
-    d = d.assign(name=[s if s=='local' else f'{s}, {a}' for s,a in zip(d.setting, d.alignment)])
+    d = _named(pick(df, kind='source', source='own task'))
     return line_plot(d[d.setting!='other data'], 'examples', 'value', 'name', xscale='log', xlabel='calibration examples a task', ylabel=NORMALISED, ax=ax)
 
 def _draw_sources(df, ax):
@@ -584,12 +588,12 @@ def _draw_plane(df, ax, correction='none', setting='non-local'):
 def _draw_points(df, ax, model='expert'):
     d = pick(df, kind='point', setting='non-local', alignment=_deep(df))
     first = d[(d.seed==d.seed.min()) & (d.label<6)] # as many as have colours that can be told apart
-    ax = scatter_plot(first[first.model==model].assign(label=lambda p: p.label.astype(str)), 'x', 'y', 'label', xlabel='first direction of the expert', ylabel='second direction', ax=ax)
+    ax = scatter_plot(first[first.model==model].assign(label=lambda p: p.label.astype(str)), 'across', 'up', 'label', xlabel='first direction of the expert', ylabel='second direction', ax=ax)
     if ax.get_legend(): ax.get_legend().remove()
-    for end,values in zip('xy', (first.x, first.y)): getattr(ax, f'set_{end}lim')(values.min()-1, values.max()+1)
+    for end,values in zip('xy', (first.across, first.up)): getattr(ax, f'set_{end}lim')(values.min()-1, values.max()+1)
     return ax
 
-# %% ../nbs/lib/23_non_local.ipynb #c8f9e096
+# %% ../nbs/lib/23_non_local.ipynb #c5ad9170
 FIGURES = {
     'Non-local': (_draw_methods, 'Experts of two foundations. Normalised accuracy of each rule and correction at the better alignment, with intervals over seeds and test examples.'),
     'Local': (partial(_draw_methods, setting='local'), 'Experts of one foundation. The same.'),
@@ -605,28 +609,27 @@ FIGURES = {
     'Plane, corrected': (partial(_draw_plane, correction='task'), 'The same with the task-specific correction at every point.'),
     'Plane, local': (partial(_draw_plane, setting='local'), 'The same plane for experts of one foundation.'),
     **{f'Representation, {NAMES[k]}': (partial(_draw_points, model=k), 'What the head of the last task reads, one colour a class, six classes, along the two main directions of the expert; first seed.') for k in ('expert', 'none', 'repair', 'task')}}
-MEASURED = ('accuracy', 'expert', 'normalised', 'options', 'value', 'low', 'high', 'over', 'over_low', 'over_high', 'ratio', 'median', 'rank')
+MEASURED = ('accuracy', 'expert', 'normalised', 'options', 'value', 'low', 'high', 'over', 'over_low', 'over_high', 'ratio', 'median', 'rank', 'across', 'up')
 EXPERIMENT = register(Experiment('non-local', NonLocalConfig, _rows, FIGURES, _work, MEASURED))
 draw,beside = EXPERIMENT.draw, EXPERIMENT.beside
 
-# %% ../nbs/lib/23_non_local.ipynb #1f0884f4
+# %% ../nbs/lib/23_non_local.ipynb #8d7411a8
 PUBLISHED = {('non-local','none'):.574, ('non-local','repair'):.130, ('non-local','task'):.881, ('local','none'):.905, ('local','task'):.969} # 2410.12766, notebooks of its code: normalised accuracy, eight image tasks
 
 def claims(
     df:pd.DataFrame, # Rows of one suite
 ) -> pd.DataFrame:   # From `claim`
     "Hold the claims against a record."
-    best,p = best_alignment(df, 'non-local'), pick(df, kind='pooled').set_index(['setting','alignment','method','correction'])
+    best,f = best_alignment(df, 'non-local'), _followed(df)
     t = pick(df, kind='task').groupby(['setting','alignment','method','correction','seed']).normalised.mean()
-    f = _followed(df)
     def of(setting, kind, alignment=None, method=f): return t[setting, alignment or ('none' if setting=='local' else best), method, kind]
     def spread(x): return x.mean(), x.min(), x.max()
     seeds,unit = 'from seed to seed', 'normalised accuracy'
     lost = 1-of('non-local','none')
-    far,gain,left = of('local','none')-of('non-local','none'), of('non-local','task')-of('non-local','none'), (of('non-local','task')-of('non-local','none'))/lost
+    far,left = of('local','none')-of('non-local','none'), (of('non-local','task')-of('non-local','none'))/lost
     aligned = (of('non-local','none')-of('non-local','none','none'))/(1-of('non-local','none','none'))
     c = pick(df, kind='collapse', correction='none')
-    deep = c[c.number==c.number.max()].set_index(['setting','alignment','seed']).ratio
+    deep = c[c.number==c.number.max()].set_index(['setting','alignment','seed']).ratio.sort_index()
     s = pick(df, kind='source', setting='non-local', alignment=_deep(df))
     full = s[s.examples==s.examples.max()].set_index(['source','seed']).value
     fewest = s[s.source=='own task'].set_index(['examples','seed']).value

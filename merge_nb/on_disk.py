@@ -503,7 +503,7 @@ def merge_on_disk(
     out = Path(out).expanduser().resolve()
     p = plan_on_disk(config, out)
     if dry_run: return p
-    if p.problems: raise ValueError(f"cannot merge, {len(p.problems)} problem{'s'*(len(p.problems)>1)}:\n" + '\n'.join(f'- {o}' for o in p.problems))
+    p.check()
     with workshop(out) as folder:
         ids = _ids(config, open_checkpoint(config.models[0]).fetch().folder) if config.correct or config.align=='activations' else {}
         aligned = align_checkpoints(config, folder, ids)

@@ -27,9 +27,9 @@ from .results import claim, pick
 
 # %% auto #0
 __all__ = ['ROLES', 'EXPERTS', 'PAIRS', 'COMPARED', 'STEP', 'LOSS', 'CHANGE', 'FIGURES', 'MEASURED', 'EXPERIMENT', 'draw',
-           'beside', 'DomainConfig', 'BaseConfig', 'OverTimeConfig', 'Setting', 'load_domains', 'setting', 'experts',
-           'ladder_rows', 'path_rows', 'similarity_rows', 'measure', 'critical_rows', 'critical', 'loss_against_cka',
-           'within_seeds', 'claims']
+           'beside', 'DomainConfig', 'BaseConfig', 'OverTimeConfig', 'Setting', 'load_domains', 'pretraining',
+           'setting', 'experts', 'ladder_rows', 'path_rows', 'similarity_rows', 'measure', 'critical_rows', 'critical',
+           'loss_against_cka', 'within_seeds', 'claims']
 
 # %% ../nbs/lib/20_over_time.ipynb #d85e39f0
 ROLES = ('general', 'maths', 'code', 'adaptation')
@@ -121,6 +121,18 @@ def _sample(texts, n:int) -> list[str]:
     return [texts[int(i)] for i in sorted(keep)]
 
 # %% ../nbs/lib/20_over_time.ipynb #0b071d58
+def pretraining(
+    config:OverTimeConfig,      # How the base learns
+    domains:dict[str,Domain],   # By role
+    tokenizer:Any,              # Of all models
+    folder:Path,                # Of blocks
+    seed:int,                   # Of the base
+) -> tuple[nn.Module,Dataset]:  # The model at step 0, and the blocks it learns from
+    "Gather what a base starts from."
+    mixture = mix([domains[k] for k in config.base.shares], list(config.base.shares.values()), seed)
+    fresh = load_base({**config.model, 'vocab_size':len(tokenizer), 'bos_token_id':tokenizer.bos_token_id, 'eos_token_id':tokenizer.eos_token_id}, seed)
+    return fresh, token_blocks(mixture.train, tokenizer, config.context, folder)
+
 def setting(
     config:OverTimeConfig, # What to learn from, and how
     run:Run,               # Where checkpoints and hashes go
@@ -134,9 +146,7 @@ def setting(
     if config.hub: base = load_base(config.hub)
     else:
         learn = config.base.train.model_copy(update={'seed':seed})
-        mixture = mix([domains[k] for k in config.base.shares], list(config.base.shares.values()), seed)
-        fresh = load_base({**config.model, 'vocab_size':len(tok), 'bos_token_id':tok.bos_token_id, 'eos_token_id':tok.eos_token_id}, seed)
-        blocks = token_blocks(mixture.train, tok, config.context, folder)
+        fresh,blocks = pretraining(config, domains, tok, folder, seed)
         base = load_step(fresh, run.train(f'base, seed {seed}', fresh, blocks, learn), learn.steps)
     run.weight_hashes[f'base (seed {seed})'] = state_hash(weights(base))
     return Setting(base, tok, train, val)
