@@ -105,23 +105,26 @@ class _Moments(NamedTuple):
     mean:Tensor
     m2:Tensor
 
-def _moments(x:Tensor, mask:Tensor|None=None, around:Tensor|None=None) -> _Moments:
-    "Measure one batch; where `mask` fits, only its positions. Numbers are centred at `around`, by default the mean."
+def _three(x:Tensor) -> tuple[Tensor,int]: # Examples, then positions and channels in the order in which they lie; axis of the channels
     if x.ndim<2: raise ValueError(f"a site gave a tensor of shape {tuple(x.shape)}; expected examples and channels at least")
-    x = _chosen(x.detach(), mask)
-    x, over = (x, (0, 2, 3)) if x.ndim==4 else (x.flatten(0, -2), (0,))
+    last = x.movedim(1, -1) if x.ndim==4 else x.unsqueeze(1)
+    return (last.flatten(1, -2), 2) if x.ndim!=4 or last.is_contiguous() else (x.flatten(2), 1)
+
+def _moments(x:Tensor, mask:Tensor|None=None, around:Tensor|None=None) -> _Moments:
+    "Measure one batch; where `mask` fits, only its positions. Numbers are centred at `around`, by default the mean of a few examples."
+    x,at = _three(_chosen(x.detach(), mask))
     x = x if x.dtype in (torch.float32, torch.float64) else x.float()
-    c,n = x.shape[1], x.numel()//x.shape[1]
-    centre = (around.to(x) if around is not None else x.mean(over) if n else x.new_zeros(c)).view([-1 if i==1 else 1 for i in range(x.ndim)])
-    off,m2 = torch.zeros(2, c, dtype=torch.float64, device=x.device)
-    rows = max(1, 2**17*len(x)//max(1, x.numel()))  # of a piece small enough for the processor's cache
-    room = torch.empty_like(x[:rows])
+    c,n = x.shape[at], x.numel()//x.shape[at]
+    def total(d): return d.sum(3-at).sum(0, dtype=torch.float64)
+    centre = (around if around is not None else total(x[:8])/(n//len(x)*len(x[:8])) if n else torch.zeros(c)).to(x)
+    off,m2,rows = *torch.zeros(2, c, dtype=torch.float64, device=x.device), max(1, 2**18*len(x)//max(1, x.numel()))
+    room = torch.empty_like(x[:rows])  # small enough for the processor's cache
     for piece in x.split(rows):
-        d = torch.sub(piece, centre, out=room[:len(piece)])
-        off += d.sum(over)
-        m2 += d.square_().sum(over)
+        d = torch.sub(piece, centre if at==2 else centre[:,None], out=room[:len(piece)])
+        off += total(d)
+        m2 += total(d.square_())
     off = off/max(n, 1)
-    return _Moments(n, *(t.cpu() for t in (centre.flatten()+off, (m2-n*off.square()).clamp_(min=0))))
+    return _Moments(n, *(t.cpu() for t in (centre+off, (m2-n*off.square()).clamp_(min=0))))
 
 def _chosen(x:Tensor, mask:Tensor|None) -> Tensor:
     "The positions of `x` that `mask` keeps, if it has positions."
