@@ -211,7 +211,8 @@ class Slot(NamedTuple):
     dtype:torch.dtype     # There
     shape:tuple[int,...]  # There
     of:tuple[str,...]     # Its name in each model
-    vocab:bool            # Has it one row a token?
+    vocab:bool            # Has it one row a token, of as many as the output has?
+    rows:range|None=None  # Only these rows; None: all
 
     @property
     def size(self) -> int: return prod(self.shape)*self.dtype.itemsize
@@ -553,6 +554,7 @@ class Writer:
         head = json.dumps(places, separators=(',', ':'), ensure_ascii=False).encode()
         head += b' '*(-len(head) % 8)
         self.path, self.left, self.sha, self.file = path, list(slots), sha256() if hashed else None, open(path, 'wb')
+        self.names, self.open = {s.name for s in slots}, 0  # bytes that the first of `left` has so far
         self._write(len(head).to_bytes(8, 'little') + head)
 
     def _write(self, data:Any) -> None:
@@ -560,11 +562,13 @@ class Writer:
         if self.sha: self.sha.update(data)
 
     def add(self,
-        x:Tensor, # The next one
+        x:Tensor, # The next one, or its next rows
     ) -> None:
-        "Write a tensor."
-        s = self.left.pop(0)
-        assert (x.dtype, x.shape)==(s.dtype, s.shape), f'{s.name}: {x.dtype} {tuple(x.shape)} in the place of {s.dtype} {s.shape}'
+        "Write a tensor, or a part of it."
+        s = self.left[0]
+        self.open += x.nbytes
+        assert (x.dtype, x.shape[1:])==(s.dtype, s.shape[1:]) and self.open<=s.size, f'{s.name}: {x.dtype} {tuple(x.shape)} in the place of {s.dtype} {s.shape}'
+        if self.open==s.size: self.left.pop(0); self.open = 0
         self._write(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
     def close(self) -> str|None: # SHA-256
@@ -608,7 +612,7 @@ def _one_thread() -> Iterator[None]:
 def _read_slot(p:Plan, part:bool, s:Slot) -> tuple[list[Tensor], Tensor|None]:
     "Read one tensor of each model, or a part, and of the base if the method needs it; vocabularies made equal."
     n, needs = len(p.config.models), METHODS[p.config.method].needs_base
-    xs = [c.read(t, part and not s.vocab) for c,t in zip(p.models[:n+needs], s.of)]
+    xs = [c.read(t, part and not s.vocab, s.rows) for c,t in zip(p.models[:n+needs], s.of)]
     if s.dtype.is_floating_point:
         xs = [x.to(p.config.device, torch.float32) for x in xs]
         if s.vocab: xs = fill_rows(xs, [r.to(xs[0].device) for r in p.rows[:n+needs]], needs)
@@ -636,24 +640,35 @@ def _bytes(p:Plan, s:Slot) -> int:
     square = bool(of) and of[0].shape!=s.shape
     return 4*prod(s.shape)*(len(p.models)+1 + 8*bool(of)) + sum(e.size for e in of) + (6*of[0].size if square else 0)
 
-def _merged(p:Plan) -> Iterator[tuple[Slot, Tensor]]:
-    "Merge the tensors of a plan, in order; let the method look at all of them before, if it wants to."
-    merger, size = _merger(p.config, p.slots, p.measured), partial(_bytes, p)
+_ENTRIES = 2**22 # of a part: so little that memory is used again
+
+def _parts(slots:list[Slot]) -> Iterator[Slot]:
+    "Cut tensors by rows; a vocabulary that is made equal stays whole."
+    for s in slots:
+        n = max(1, _ENTRIES*s.shape[0]//max(1, prod(s.shape))) if s.shape else 1
+        if s.vocab or not s.dtype.is_floating_point or not s.shape or n>=s.shape[0]: yield s
+        else: yield from (s._replace(rows=range(i, k := min(i+n, s.shape[0])), shape=(k-i, *s.shape[1:])) for i in range(0, s.shape[0], n))
+
+def _merged(p:Plan, merger:Merger, jobs:list[Slot]) -> Iterator[tuple[Slot, Tensor]]:
+    "Merge tensors, or parts of them, in order; let the method look at all of them before, if it wants to."
+    size = partial(_bytes, p)
     while merger.again():
         part = getattr(merger.scan, 'sampling', False)
-        for s,(xs,base) in ahead([s for s in p.slots if s.dtype.is_floating_point], partial(_read_slot, p, part), size):
+        for s,(xs,base) in ahead([s for s in (p.slots if part else jobs) if s.dtype.is_floating_point], partial(_read_slot, p, part), size):
             _told(p, s, partial(merger.look, part=part), xs, base)
-    yield from ahead(p.slots, partial(_merge_slot, p, merger), size, workers=min(8, os.cpu_count() or 1))
+    yield from ahead(jobs, partial(_merge_slot, p, merger), size, workers=min(8, os.cpu_count() or 1))
 
 # %% ../nbs/lib/09_checkpoints.ipynb #e1d6ada5
 def _write(p:Plan, folder:Path) -> dict[str,str]:
     "Merge into the weight files of `folder`; return their hashes."
-    hashes, merged = {}, _merged(p)
+    merger = _merger(p.config, p.slots, p.measured)
+    jobs = [*_parts(p.slots)] if merger.entrywise else p.slots
+    hashes, merged = {}, _merged(p, merger, jobs)
     with ThreadPoolExecutor(1) as pool:
         for name,slots in p.files:
             w, last = Writer(folder/name, slots, p.config.hashes), None
             try:
-                for s in slots:
+                for s in (j for j in jobs if j.name in w.names):
                     if last and s.size>_AHEAD: last.result()  # two large ones at a time would be one too many
                     _,y = next(merged)
                     if last: last.result()

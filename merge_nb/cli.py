@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Optional
 import typer
 from pydantic import ValidationError
-from .core import choose, root, write_beside
+from .core import choose, hash_ahead, root, write_beside
 
 # %% auto #0
 __all__ = ['app', 'Name', 'Scale', 'Data', 'Cache', 'Device', 'spread', 'one_line', 'main', 'parse_changes', 'run', 'reproduce',
@@ -323,6 +323,8 @@ def merge(
     given = dict(method=method, align=align, correct=correct, calibrate=calibrate, calibrate_blocks=calibrate_blocks, order=order, data=data,
         device=device, dtype=dtype, shard_size=shard_size, vocab=vocab, eval=eval_, seed=seed, hashes=hashes) | _bases(base)
     options = parse_changes(set_ or []) | ({'weights':weight} if weight else {})
+    folders = [p for m in [*models, *(base or [])] if (p := Path(m).expanduser()).is_dir()]
+    if hashes is not False and not dry_run: hash_ahead(f for p in folders for f in sorted(p.glob('*.safetensors'))) # while PyTorch is loaded
     from merge_nb.on_disk import merge_on_disk
     done = merge_on_disk(_merge_config(models, {k:v for k,v in given.items() if v not in (None, [])}, options), out, dry_run)
     print(done)

@@ -4,7 +4,8 @@
 
 # %% ../nbs/lib/00_core.ipynb #870625d0
 from __future__ import annotations
-import hashlib, json, os, random, tomllib
+import hashlib, json, mmap, os, random, tomllib
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any, Iterable, Iterator
 from pydantic import BaseModel, ConfigDict, model_validator
 
 # %% auto #0
-__all__ = ['choose', 'root', 'cache_dir', 'write_beside', 'key_of', 'file_hash', 'state_hash', 'seed_of', 'seed_all', 'Frozen']
+__all__ = ['choose', 'root', 'cache_dir', 'write_beside', 'key_of', 'hash_ahead', 'file_hash', 'state_hash', 'seed_of',
+           'seed_all', 'Frozen']
 
 # %% ../nbs/lib/00_core.ipynb #83d513b1
 def choose(
@@ -72,12 +74,34 @@ def key_of(
     return hashlib.sha256(json.dumps(obj, sort_keys=True, default=plain).encode()).hexdigest()[:n]
 
 # %% ../nbs/lib/00_core.ipynb #cb51f20f
+_BEGUN:dict[tuple,Future] = {}
+
+def _state(path:Path|str) -> tuple: return (os.path.realpath(path), (s := os.stat(path)).st_size, s.st_mtime_ns)
+
+def _digest(path:Path|str) -> str:
+    "Hash a file in a few large steps, between which alone it has to wait for other threads."
+    h, step = hashlib.sha256(), 2**26
+    with open(path, 'rb') as f:
+        size = os.fstat(f.fileno()).st_size
+        for at in range(0, size, step):
+            with mmap.mmap(f.fileno(), min(step, size-at), access=mmap.ACCESS_READ, offset=at) as part: h.update(part)
+    return h.hexdigest()
+
+def hash_ahead(
+    paths:Iterable[Path|str], # Files that `file_hash` will be asked for
+) -> None:
+    "Begin to hash files in a thread, while something else is done."
+    pool = ThreadPoolExecutor(1)
+    for p in paths: _BEGUN[_state(p)] = pool.submit(_digest, p)
+    pool.shutdown(wait=False)
+
 def file_hash(
-    path:Path|str, # File to read, in pieces
+    path:Path|str, # File to read
     n:int=64,      # Hexadecimal digits to keep
 ) -> str:          # SHA-256
-    "Hash the bytes of a file with SHA-256."
-    with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()[:n]
+    "Hash the bytes of a file with SHA-256, or find that it was done ahead and the file is the same."
+    begun = _BEGUN.get(_state(path))
+    return (begun.result() if begun else _digest(path))[:n]
 
 # %% ../nbs/lib/00_core.ipynb #3e227ec9
 def state_hash(

@@ -77,9 +77,12 @@ class Checkpoint:
     def read(self,
         name:str,         # Of a tensor
         part:bool=False,  # Only a sixteenth of its entries, spread evenly?
+        rows:range|None=None, # Only these, of its first dimension
     ) -> Tensor:          # On the CPU; what is written into it stays with it; flat if only a part
         "Map one tensor into memory; it is read as it is used, and leaves with the tensor."
-        e, skip = self.tensors[name], self.tensors[name].start % mmap.ALLOCATIONGRANULARITY
+        e = self.tensors[name]
+        if rows is not None: e = e._replace(shape=(len(rows), *e.shape[1:]), start=e.start + e.size//e.shape[0]*rows.start, size=e.size//e.shape[0]*len(rows))
+        skip = e.start % mmap.ALLOCATIONGRANULARITY
         if not e.size: return torch.empty(e.shape, dtype=e.dtype)
         with open(e.file, 'rb') as f:
             try: data = mmap.mmap(f.fileno(), skip+e.size, access=mmap.ACCESS_COPY, offset=e.start-skip)

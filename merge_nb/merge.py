@@ -35,6 +35,7 @@ class Method:
     data:str|None           # The option that holds measured tensors
     measure:Callable|None   # (model, blocks) -> measured tensors of one expert
     title:str               # What it does, in one line
+    entrywise:bool          # Is each entry of the result made of those in its place alone, once the scan is done?
 
 METHODS:dict[str, Method] = {}
 
@@ -44,6 +45,7 @@ def method(
     scan:Callable|None=None, # Makes the object that looks at all tensors first
     data:str|None=None,      # The option that holds measured tensors, one dictionary an expert
     measure:Callable|None=None, # (model, blocks, perhaps seed) -> measured tensors by name; for merges from disk
+    entrywise:bool=False,    # Is each entry of the result made of those in its place alone, given what the scan found?
 ) -> Callable:               # A decorator; the function stays as it is
     "Register a function on one tensor of each expert as a way to merge."
     def add(f):
@@ -51,7 +53,7 @@ def method(
         options = {k: p.default for k,p in known.items() if p.kind is p.KEYWORD_ONLY and k not in ('name', 'seed') and k[0]!='_'}
         unused = {'name', 'seed'} - known.keys()
         one = wraps(f)(lambda xs, base=None, **o: f(xs, base, **{k:v for k,v in o.items() if k not in unused}))
-        METHODS[name] = Method(name, one, base, options, scan, data, measure, (f.__doc__ or name).strip().splitlines()[0])
+        METHODS[name] = Method(name, one, base, options, scan, data, measure, (f.__doc__ or name).strip().splitlines()[0], entrywise)
         return f
     return add
 
@@ -82,7 +84,7 @@ def _combine(xs:Sequence[Tensor], w:Sequence[float]) -> Tensor:
         for x,a in zip(rest, w[1:]): o.add_(x-first, alpha=a)
     return out
 
-@method('linear')
+@method('linear', entrywise=True)
 def linear(
     xs:list[Tensor], base:Tensor|None=None, *, # The tensor of each expert; the base is not used
     weights:Sequence[float]|None=None,  # One an expert; None: all the same
@@ -151,6 +153,10 @@ class Merger:
             raise ValueError(f"`{d}` of {method} must be a list of {n} dictionaries of measured tensors, one an expert")
         for k in self.depths: self.at(k)
         self.scan = self.method.scan(self.at, list(self.depths), n) if self.method.scan and self.depths else None
+
+    @property
+    def entrywise(self) -> bool: # May a tensor be merged in parts?
+        return self.method.entrywise and (self.method.scan is None or self.scan is not None)
 
     def at(self, name:str) -> dict[str, Any]:
         "Find and check the value of each option for one tensor."
@@ -347,7 +353,7 @@ def _lost(xs:list[Tensor], base:Tensor, thin:Callable, rows:bool=False) -> list[
             sizes[i] += float(t.abs().sum()), float(thin(i, t).abs().sum())
     return [a/b if b>0 else 1. for a,b in sizes.tolist()]
 
-@method('task_arithmetic', base=True)
+@method('task_arithmetic', base=True, entrywise=True)
 def task_arithmetic(
     xs:list[Tensor], base:Tensor, *,    # The tensor of each expert, and that of the base
     weights:Sequence[float]|None=None,  # One an expert; None: all 1
@@ -357,7 +363,7 @@ def task_arithmetic(
     "Add the task vectors to the base (2212.04089)."
     return _through(xs, base, partial(RULES[choose(then, RULES, 'then')], w=_weights(weights, len(xs))), lambda_)
 
-@method('magmax', base=True)
+@method('magmax', base=True, entrywise=True)
 def magmax(
     xs:list[Tensor], base:Tensor, *,    # The tensor of each expert, and that of the base
     weights:Sequence[float]|None=None,  # One an expert, before the comparison; None: all 1
@@ -532,7 +538,7 @@ def _one_scan(xs:Sequence[Tensor], base:Tensor, density:Sequence[float], w:Seque
     while s.again(): s.update('', xs, base)
     return s
 
-@method('ties', base=True, scan=_ties_scan)
+@method('ties', base=True, scan=_ties_scan, entrywise=True)
 def ties(
     xs:list[Tensor], base:Tensor, *,    # The tensor of each expert, and that of the base
     weights:Sequence[float]|None=None,  # One an expert, in the vote and in the mean; None: all 1

@@ -73,6 +73,16 @@ def test_any_shards(tmp_path_factory, shapes, shards, size, dtypes, method):
     if size != '5GB': assert all(p.stat().st_size < 2000 for p in (home/'m').glob('*.safetensors'))
 
 
+@pytest.mark.parametrize('method', sorted(k for k,m in METHODS.items() if m.entrywise))
+def test_parts_do_not_show(method, three, tmp_path, monkeypatch):
+    *experts, base = three
+    config = dict(method=method, models=experts, base=base if METHODS[method].needs_base else None)
+    merge_checkpoints(config, tmp_path/'whole')
+    monkeypatch.setattr('merge_nb.checkpoints._ENTRIES', 2)  # one row, or less than one
+    merge_checkpoints(config, tmp_path/'parts')
+    assert (tmp_path/'whole/model.safetensors').read_bytes()==(tmp_path/'parts/model.safetensors').read_bytes()
+
+
 def test_same_bytes_in_other_processes(three, tmp_path):
     "Hash seeds and threads change nothing."
     code = 'import sys; from merge_nb.checkpoints import *; merge_checkpoints(MergeConfig(method="dare", models=tuple(sys.argv[1:3]), base=sys.argv[3]), sys.argv[4])'
