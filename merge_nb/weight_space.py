@@ -21,20 +21,21 @@ from .data import token_blocks
 from .evaluate import Evaluation, Interval, evaluate, paired_bootstrap, split_documents
 from .experiments import Experiment, Run, register
 from .figures import dot_plot, heat_map, line_plot, panels, scatter_plot
-from .finetune import ladder, load_step
+from .finetune import FinetuneConfig, ladder, load_step
 from .interpolate import best_alpha, mix_activations, set_shares
 from .merge import METHODS, fisher_diagonal, input_grams, lines, merge, sweep
 from .models import load_weights, weights
 from .over_time import (CHANGE, EXPERTS, LOSS, ROLES, OverTimeConfig, Setting, _features, experts,
     load_domains, setting, within_seeds)
 from .results import claim, pick
+from .route import route
 
 # %% auto #0
-__all__ = ['REFERENCES', 'ACTIVATIONS', 'ADDED', 'MEASURES', 'OWN', 'MIDDLE', 'FOLLOWED', 'SCALED', 'TABLED', 'PREDICTORS',
-           'FIGURES', 'MEASURED', 'EXPERIMENT', 'draw', 'beside', 'MethodConfig', 'WeightSpaceConfig', 'ladders',
-           'shares', 'grid', 'measured', 'merged', 'halves', 'in_weights', 'own_task', 'in_activations', 'against',
-           'compare', 'geometry', 'pair_rows', 'all_pairs', 'pooled', 'pooled_rows', 'kept', 'pairs', 'predictors',
-           'chosen_method', 'claims']
+__all__ = ['REFERENCES', 'ACTIVATIONS', 'ROUTED', 'ADDED', 'MEASURES', 'OWN', 'MIDDLE', 'FOLLOWED', 'SCALED', 'TABLED',
+           'PREDICTORS', 'FIGURES', 'MEASURED', 'EXPERIMENT', 'draw', 'beside', 'MethodConfig', 'WeightSpaceConfig',
+           'ladders', 'shares', 'grid', 'measured', 'merged', 'halves', 'in_weights', 'own_task', 'in_activations',
+           'against', 'parents', 'told', 'compare', 'geometry', 'pair_rows', 'all_pairs', 'routed', 'pooled',
+           'pooled_rows', 'kept', 'pairs', 'predictors', 'chosen_method', 'claims']
 
 # %% ../nbs/lib/22_weight_space.ipynb #92305f8f
 class MethodConfig(Frozen):
@@ -64,6 +65,7 @@ class WeightSpaceConfig(Frozen):
     back:tuple[float,...] = (.2, .4, .6, .8) # Shares of the experts together where the base is merged in activations, too
     domain_blocks:int = Field(32, gt=0)   # Of each domain, for the table
     data_blocks:int = Field(32, gt=0)     # Of an expert's own domain, for methods that measure
+    router:FinetuneConfig                 # How routers over two experts learn on adaptation text
     density:float = Field(.2, gt=0, le=1) # Of the entries that count as kept, in the geometry
     resamples:int = 1000                  # Of the bootstrap
     threads:int = 2                       # On a CPU
@@ -76,12 +78,12 @@ class WeightSpaceConfig(Frozen):
         for k in self.several: choose(k, self.methods, 'method in `several`')
         if self.most>2 and (two := [k for k in self.several if self.methods[k].method=='slerp']): raise ValueError(f"`several` holds {two[0]!r}, and slerp takes two experts; karcher takes more")
         if not all(0<x<=1 for x in self.back): raise ValueError(f"`back` must hold shares above 0 and up to 1, found {self.back}")
-        if taken := {*self.methods} & {*REFERENCES, *ACTIVATIONS}: raise ValueError(f"`methods` uses {sorted(taken)}, names that are taken")
+        if taken := {*self.methods} & {*REFERENCES, *ACTIVATIONS, ROUTED}: raise ValueError(f"`methods` uses {sorted(taken)}, names that are taken")
         choose(self.over_time.expert.params, ('mlp', 'all'), '`over_time.expert.params`')
         return self
 
 REFERENCES = ('base', 'better expert', 'multi-task')
-ACTIVATIONS = ('activations', 'activations + base')
+ACTIVATIONS,ROUTED = ('activations', 'activations + base'), 'routed'
 ADDED = ('maths', 'code', 'maths again', 'general') # Experts, in the order in which they join a merge
 
 # %% ../nbs/lib/22_weight_space.ipynb #06581bb0
@@ -215,6 +217,34 @@ def against(
     over = {k: paired_bootstrap(e.on(reporting), r.on(reporting), n) for k,r in references.items()}
     return {f'over_{k}{end}': getattr(v, at) for k,v in over.items() for end,at in (('','value'), ('_low','low'), ('_high','high'))}
 
+def parents(
+    models:Mapping[str,nn.Module], # Experts
+    base:nn.Module,                # What they grew from
+    blocks:Any,                    # Adaptation documents
+) -> tuple[dict[str,Evaluation],str]: # Of all, by name; which expert is better
+    "Measure what a merge must beat; the better expert is that of the choosing documents."
+    alone = {k: evaluate(m, blocks) for k,m in {'base':base, **models}.items()}
+    choosing,_ = halves(alone['base'])
+    return alone, min(models, key=lambda k: alone[k].on(choosing).loss)
+
+def _few(config:WeightSpaceConfig, val:Mapping[str,Any]) -> dict: return {d: val[d].select(range(min(config.domain_blocks, len(val[d])))) for d in ROLES}
+
+def told(
+    config:WeightSpaceConfig,    # Blocks of each domain, and resamples
+    best:Mapping[str,tuple],     # By method, its evaluation on adaptation and what makes the model
+    base:Evaluation,             # On adaptation
+    better:Evaluation,           # Of the better expert
+    val:Mapping[str,Any],        # Validation blocks by domain
+) -> tuple[list[dict],dict]:     # Rows of kinds "best" and "domain"; losses of the reported documents by method
+    "Report models on adaptation, beside their parents, and on every domain."
+    (choosing,reporting),few,rows = halves(base), _few(config, val), []
+    for k,(e,model) in best.items():
+        rows.append(dict(kind='best', method=k, loss=e.on(reporting).loss, chosen_by=e.on(choosing).loss, **against(e, dict(base=base, expert=better), reporting, config.resamples)))
+        m = model()
+        rows += [dict(kind='domain', method=k, domain=d, loss=evaluate(m, few[d]).loss) for d in ROLES]
+    return rows, {k: e.document_losses[reporting].tolist() for k,(e,_) in best.items()}
+
+# %% ../nbs/lib/22_weight_space.ipynb #7d42b5b8
 def compare(
     config:WeightSpaceConfig,    # What to try
     models:dict[str,nn.Module],  # Experts to merge, and `multi-task`
@@ -231,18 +261,12 @@ def compare(
     for k,ms,ws in zip(ACTIVATIONS, (some, [*some, base]), (shares(len(names), config.over_time.alphas['activations']), to_base)):
         more,best[k] = in_activations(k, ms, blocks, ws)
         rows += more
-    alone = {k: evaluate(m, blocks) for k,m in {'base':base, **models}.items()}
-    choosing,reporting = halves(alone['base'])
-    better = min(names, key=lambda k: alone[k].on(choosing).loss)
+    alone,better = parents({k: models[k] for k in names}, base, blocks)
+    alone['multi-task'] = evaluate(models['multi-task'], blocks)
     best |= {k: (alone[m], lambda m=m: {'base':base, **models}[m]) for k,m in zip((*REFERENCES, *names), ('base', better, 'multi-task', *names))}
-    references,few = dict(base=alone['base'], expert=alone[better]), {d: val[d].select(range(min(config.domain_blocks, len(val[d])))) for d in ROLES}
-    for k,(e,model) in best.items():
-        rows.append(dict(kind='best', method=k, loss=e.on(reporting).loss, chosen_by=e.on(choosing).loss, **against(e, references, reporting, config.resamples)))
-        m = model()
-        rows += [dict(kind='domain', method=k, domain=d, loss=evaluate(m, few[d]).loss) for d in ROLES]
-    if len(names)==2: rows += own_task({k: models[k] for k in names}, base, few, config.over_time.expert.params)
-    documents = {k: e.document_losses[reporting].tolist() for k,(e,_) in best.items()}
-    return dict(rows=rows, documents={**documents, 'tokens':alone['base'].document_tokens[reporting].tolist()})
+    more,documents = told(config, best, alone['base'], alone[better], val)
+    if len(names)==2: more += own_task({k: models[k] for k in names}, base, _few(config, val), config.over_time.expert.params)
+    return dict(rows=rows+more, documents={**documents, 'tokens':alone['base'].document_tokens[halves(alone['base'])[1]].tolist()})
 
 # %% ../nbs/lib/22_weight_space.ipynb #b5b5b6a7
 def geometry(
@@ -302,9 +326,30 @@ def all_pairs(
     return [{'kind':r['kind'], 'pair':f'maths + {other}', 'step':t, 'other':u, **r}
             for other,t,u in met for r in pair_rows(config, expert('maths', t), expert(other, u), base, blocks, before)]
 
-# %% ../nbs/lib/22_weight_space.ipynb #f1b02e2e
+# %% ../nbs/lib/22_weight_space.ipynb #df9cfeda
 _RUNG,_PAIR = 300, 10 # A comparison, and a pair, take about as long as so many steps of training
 
+def routed(
+    config:WeightSpaceConfig,  # Its `router`
+    run:Run,                   # Where checkpoints go
+    s:Setting,                 # Base and texts
+    models:dict[str,nn.Module],# Two experts
+    step:int,                  # Of the experts
+    seed:int,                  # Of the order of the data
+    decides:Mapping[str,Any],  # What decides a comparison
+) -> dict:                     # As `compare` returns
+    "Train a router for each layer, and measure it as merges are."
+    o,learn = config.over_time, config.router.model_copy(update={'params':'marked', 'seed':seed_of('router', seed)})
+    text = token_blocks(load_domains(o, run, seed)['adaptation'].train, s.tokenizer, o.context, run.cache/'blocks')
+    mixed = route([*models.values()], names=[*models])
+    folder = run.train(f'routers, step {step}, seed {seed}', mixed, text, learn)
+    def measure():
+        m = load_step(mixed, folder, learn.steps)
+        alone,better = parents(models, s.base.to(run.device), s.val['adaptation'])
+        return dict(zip(('rows', 'documents'), told(config, {ROUTED: (evaluate(m, s.val['adaptation']), lambda: m)}, alone['base'], alone[better], s.val)))
+    return run.stage(f'routed, step {step}, seed {seed}', {**decides, 'step':step, 'routers':folder.name}, measure, _PAIR)
+
+# %% ../nbs/lib/22_weight_space.ipynb #f1b02e2e
 def _met(config:WeightSpaceConfig) -> int: return len(config.pair_rungs)*(len(config.pair_rungs)+1)
 
 def _loaded(s:Setting, folders:dict[str,Path], names:Sequence[str], step:int, device:str) -> dict[str,nn.Module]:
@@ -323,7 +368,7 @@ def _rows(
     for seed in config.seeds:
         s = setting(config.over_time, run, seed)
         folders,texts = ladders(config, run, seed, s)
-        leave = dict(seeds=True, rungs=True, pair_rungs=True, most=True, over_time={'seeds','rungs','alphas','control'})
+        leave = dict(seeds=True, router=True, rungs=True, pair_rungs=True, most=True, over_time={'seeds','rungs','alphas','control'})
         decides = dict(config=config.model_dump(mode='json', exclude=leave), runs={k: f.name for k,f in folders.items()}, seed=seed,
             val={k: key_of(s.val[k]['input_ids'][:].tolist()) for k in s.val}, **({} if run.device=='cpu' else {'device':run.device}))
         base = s.base.to(run.device)
@@ -332,6 +377,9 @@ def _rows(
                 names = (*ADDED[:n], 'multi-task')
                 got = run.stage(f'{n} experts, step {step}, seed {seed}', {**decides, 'step':step, 'merged':names},
                     lambda: compare(config, _loaded(s, folders, names, step, run.device), base, texts, s.val, seed), _RUNG)
+                if n==2:
+                    also = routed(config, run, s, _loaded(s, folders, names[:n], step, run.device), step, seed, decides)
+                    got = dict(rows=got['rows']+also['rows'], documents=got['documents']|also['documents'])
                 out += [{'kind':r['kind'], 'seed':seed, 'step':step, 'experts':n, **r} for r in got['rows']]
                 documents[seed,step,n] = got['documents']
         got = run.stage(f'pairs, seed {seed}', {**decides, 'pairs':config.pair_rungs}, lambda: all_pairs(config, s, folders, run.device), _PAIR*_met(config))
@@ -374,11 +422,11 @@ def _work(
     "Count the units of work of a run."
     o = config.over_time
     learned = (o.base.train.steps if o.base and not o.hub else 0) + (len(EXPERTS)+1+(config.most>3))*o.expert.steps
-    return len(config.seeds)*(learned + _RUNG*sum(len(_sizes(config, t)) for t in config.rungs) + _PAIR*_met(config))
+    return len(config.seeds)*(learned + _RUNG*sum(len(_sizes(config, t)) for t in config.rungs) + (config.router.steps+_PAIR)*len(config.rungs) + _PAIR*_met(config))
 
 # %% ../nbs/lib/22_weight_space.ipynb #a6d90bd3
 FOLLOWED = {'linear':'#0072B2', 'task_arithmetic':'#D55E00', 'ties':'#009E73', 'regmean':'#9922EE', 'lines':'#AA8800',
-            'activations':'#888888', 'activations + base':'#000000'} # Methods and their colours
+            'activations':'#888888', 'activations + base':'#000000', 'routed':'#663311'} # Methods and their colours
 SCALED = ('task_arithmetic', 'magmax', 'ties', 'dare', 'breadcrumbs', 'consensus')
 
 def _draw_methods(df, ax):
@@ -482,7 +530,7 @@ def chosen_method(
 ) -> pd.DataFrame:    # One row a seed and step
     "Pick the method of weight space with the least loss on the choosing documents."
     d = pick(df, kind='best', experts=experts)
-    d = d[~d.method.isin([*REFERENCES, *ADDED, *ACTIVATIONS])]
+    d = d[~d.method.isin([*REFERENCES, *ADDED, *ACTIVATIONS, ROUTED])]
     return d.loc[d.groupby(['seed','step']).chosen_by.idxmin()]
 
 def claims(
