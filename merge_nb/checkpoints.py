@@ -213,7 +213,6 @@ class Slot(NamedTuple):
     of:tuple[str,...]     # Its name in each model
     vocab:bool            # Has it one row a token, of as many as the output has?
     rows:range|None=None  # Only these rows; None: all
-
     @property
     def size(self) -> int: return prod(self.shape)*self.dtype.itemsize
 
@@ -363,7 +362,6 @@ class Plan:
     def check(self) -> None:
         "Raise all problems at once, if there are any."
         if self.problems: raise ValueError(f"cannot merge, {len(self.problems)} problem{'s'*(len(self.problems)>1)}:\n" + '\n'.join(f'- {o}' for o in self.problems))
-
     def __str__(self) -> str:
         n, c = sum(prod(s.shape) for s in self.slots), self.config
         lines = [f"{c.method} of {len(c.models)} models{', base '+c.base if c.base else ''}",
@@ -600,6 +598,15 @@ def ahead(
             done, result = waiting.popleft()
             yield done, result.result()
 
+_ENTRIES = 2**22 # of a part: so little that memory is used again
+
+def _parts(slots:list[Slot]) -> Iterator[Slot]:
+    "Cut tensors by rows; a vocabulary that is made equal stays whole."
+    for s in slots:
+        n = max(1, _ENTRIES*s.shape[0]//max(1, prod(s.shape))) if s.shape else 1
+        if s.vocab or not s.dtype.is_floating_point or not s.shape or n>=s.shape[0]: yield s
+        else: yield from (s._replace(rows=range(i, k := min(i+n, s.shape[0])), shape=(k-i, *s.shape[1:])) for i in range(0, s.shape[0], n))
+
 @contextmanager
 def _one_thread() -> Iterator[None]:
     "Let torch work on each tensor in the thread that calls it."
@@ -640,15 +647,6 @@ def _bytes(p:Plan, s:Slot) -> int:
     square = bool(of) and of[0].shape!=s.shape
     return 4*prod(s.shape)*(len(p.models)+1 + 8*bool(of)) + sum(e.size for e in of) + (6*of[0].size if square else 0)
 
-_ENTRIES = 2**22 # of a part: so little that memory is used again
-
-def _parts(slots:list[Slot]) -> Iterator[Slot]:
-    "Cut tensors by rows; a vocabulary that is made equal stays whole."
-    for s in slots:
-        n = max(1, _ENTRIES*s.shape[0]//max(1, prod(s.shape))) if s.shape else 1
-        if s.vocab or not s.dtype.is_floating_point or not s.shape or n>=s.shape[0]: yield s
-        else: yield from (s._replace(rows=range(i, k := min(i+n, s.shape[0])), shape=(k-i, *s.shape[1:])) for i in range(0, s.shape[0], n))
-
 def _merged(p:Plan, merger:Merger, jobs:list[Slot]) -> Iterator[tuple[Slot, Tensor]]:
     "Merge tensors, or parts of them, in order; let the method look at all of them before, if it wants to."
     size = partial(_bytes, p)
@@ -661,8 +659,7 @@ def _merged(p:Plan, merger:Merger, jobs:list[Slot]) -> Iterator[tuple[Slot, Tens
 # %% ../nbs/lib/09_checkpoints.ipynb #e1d6ada5
 def _write(p:Plan, folder:Path) -> dict[str,str]:
     "Merge into the weight files of `folder`; return their hashes."
-    merger = _merger(p.config, p.slots, p.measured)
-    jobs = [*_parts(p.slots)] if merger.entrywise else p.slots
+    jobs = [*_parts(p.slots)] if (merger := _merger(p.config, p.slots, p.measured)).entrywise else p.slots
     hashes, merged = {}, _merged(p, merger, jobs)
     with ThreadPoolExecutor(1) as pool:
         for name,slots in p.files:

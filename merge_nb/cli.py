@@ -292,6 +292,10 @@ def _merge_config(
     start = {k:v for k,v in start.items() if not (k in ('base', 'bases') and {'base', 'bases'} & changes.keys())}
     return OnDiskConfig.read(start | changes | dict(options=(start.get('options') or {}) | options))
 
+def _weight_files(models:list[str]) -> list[Path]:
+    "List the weights of those models that are folders."
+    return [f for m in models for f in sorted(Path(m).expanduser().glob('*.safetensors'))]
+
 def _bases(given:list[str]|None) -> dict:
     "One base for all models, or one for each."
     return {} if not given else dict(base=given[0]) if len({*given})==1 else dict(bases=given)
@@ -323,10 +327,8 @@ def merge(
     given = dict(method=method, align=align, correct=correct, calibrate=calibrate, calibrate_blocks=calibrate_blocks, order=order, data=data,
         device=device, dtype=dtype, shard_size=shard_size, vocab=vocab, eval=eval_, seed=seed, hashes=hashes) | _bases(base)
     options = parse_changes(set_ or []) | ({'weights':weight} if weight else {})
-    folders = [p for m in [*models, *(base or [])] if (p := Path(m).expanduser()).is_dir()]
-    if hashes is not False and not dry_run: hash_ahead(f for p in folders for f in sorted(p.glob('*.safetensors'))) # while PyTorch is loaded
+    if hashes is not False and not dry_run: hash_ahead(_weight_files([*models, *(base or [])])) # while PyTorch is loaded
     from merge_nb.on_disk import merge_on_disk
     done = merge_on_disk(_merge_config(models, {k:v for k,v in given.items() if v not in (None, [])}, options), out, dry_run)
-    print(done)
+    print(done if dry_run else f'{done}\nWritten: {out}')
     if dry_run and done.problems: raise typer.Exit(1)
-    if not dry_run: print(f'Written: {out}')

@@ -147,6 +147,7 @@ def _before(f:_Opened, x:Tensor, room:_Room) -> Iterator[tuple[list[Tensor], lis
     n = max(1, PART//pre[0].shape[1] if x.device.type=='cpu' else len(x))
     for rows in (slice(i, i+n) for i in range(0, len(x), n)): yield pre, [p[rows] if b is None else p[rows].add_(b) for p,(_,b) in zip(pre, ups)], rows
 
+# %% ../nbs/lib/10_route.ipynb #7272412f
 def _run(f:nn.Module|_Opened, x:Float[Tensor, "n d"], room:_Room) -> Float[Tensor, "n d"]:
     "Apply one expert."
     if not isinstance(f, _Opened): return f(x)
