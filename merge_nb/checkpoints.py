@@ -212,7 +212,8 @@ class Slot(NamedTuple):
     shape:tuple[int,...]  # There
     of:tuple[str,...]     # Its name in each model
     vocab:bool            # Has it one row a token, of as many as the output has?
-    rows:range|None=None  # Only these rows; None: all
+    run:tuple=()          # Tensors that lie behind each other everywhere, to be merged as if they were one
+    entries:range=range(0) # Which of all entries in `run`
     @property
     def size(self) -> int: return prod(self.shape)*self.dtype.itemsize
 
@@ -461,6 +462,12 @@ def _data(config:MergeConfig, params:int, united:bool) -> tuple[list[str],list[s
     note = f"measuring loads {texts} experts whole, one after the other: about {12*params/1e9:.2f} GB of memory, and {4*texts*params/1e9:.2f} GB of disk until the merge is done"
     return problems, [note]*bool(texts), max((n+6)*largest, 12*params*bool(texts))
 
+def _bytes(p:Plan, s:Slot) -> int:
+    "Estimate what one tensor takes while it is merged; matrices of inner products are worked on in double precision."
+    of = [m.file.tensors[m.names[s.name]] for m in p.measured if s.name in m.names]
+    square = bool(of) and of[0].shape!=s.shape
+    return 4*prod(s.shape)*(len(p.models)+1 + 8*bool(of)) + sum(e.size for e in of) + (6*of[0].size if square else 0)
+
 # %% ../nbs/lib/09_checkpoints.ipynb #16ff9f7b
 _AHEAD = 64*2**20  # bytes of tensors to have in memory at a time, unless one is larger
 
@@ -539,40 +546,44 @@ def plan(
     return Plan(config, models, slots, rows, problems, notes+also+more, shards(slots, parse_size(config.shard_size)), memory+held, disk, free)
 
 # %% ../nbs/lib/09_checkpoints.ipynb #1faf3ff4
+_STEP = 2**20 # bytes that are hashed at a time
+
 class Writer:
-    "A safetensors file that is written tensor by tensor."
+    "A safetensors file whose tensors are put in their places by any thread, in any order."
     def __init__(self,
-        path:Path,           # Written as it comes; to be moved to its final name by the caller
+        path:Path,           # Of its full size from the beginning; to be moved to its final name by the caller
         slots:list[Slot],    # What it will hold, in this order
-        hashed:bool=True,    # Take the SHA-256 on the way?
+        hashed:bool=True,    # Take the SHA-256?
     ):
         places, end = {'__metadata__': {'format':'pt'}}, 0
         names = {t:k for k,t in _DTYPES.items()}
         for s in slots: places[s.name] = dict(dtype=names[s.dtype], shape=list(s.shape), data_offsets=[end, end := end+s.size])
         head = json.dumps(places, separators=(',', ':'), ensure_ascii=False).encode()
         head += b' '*(-len(head) % 8)
-        self.path, self.left, self.sha, self.file = path, list(slots), sha256() if hashed else None, open(path, 'wb')
-        self.names, self.open = {s.name for s in slots}, 0  # bytes that the first of `left` has so far
-        self._write(len(head).to_bytes(8, 'little') + head)
+        self.path, self.sha, self.done, self.end = path, sha256() if hashed else None, 0, 8+len(head)+end
+        self.starts = {s.name: 8+len(head)+places[s.name]['data_offsets'][0] for s in slots}
+        path.write_bytes(len(head).to_bytes(8, 'little') + head)
+        os.truncate(path, self.end)
+        self.follow(8+len(head))
 
-    def _write(self, data:Any) -> None:
-        self.file.write(data)
-        if self.sha: self.sha.update(data)
+    def put(self, s:Slot, x:Tensor) -> None: # One of `slots`, or some of the entries that begin with it; and its numbers
+        "Write a tensor, or a part, in its place."
+        assert (x.dtype, x.shape)==(s.dtype, s.shape), f'{s.name}: {x.dtype} {tuple(x.shape)} in the place of {s.dtype} {s.shape}'
+        with open(self.path, 'r+b') as f:
+            f.seek(self.starts[s.name] + s.entries.start*s.dtype.itemsize)
+            f.write(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
-    def add(self,
-        x:Tensor, # The next one, or its next rows
-    ) -> None:
-        "Write a tensor, or a part of it."
-        s = self.left[0]
-        self.open += x.nbytes
-        assert (x.dtype, x.shape[1:])==(s.dtype, s.shape[1:]) and self.open<=s.size, f'{s.name}: {x.dtype} {tuple(x.shape)} in the place of {s.dtype} {s.shape}'
-        if self.open==s.size: self.left.pop(0); self.open = 0
-        self._write(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    def follow(self, n:int) -> None: # Bytes that are in their places now, from where it was left
+        "Take more of the file into the hash."
+        if self.sha:
+            with open(self.path, 'rb') as f:
+                f.seek(self.done)
+                for i in range(0, n, _STEP): self.sha.update(f.read(min(_STEP, n-i)))
+        self.done += n
 
     def close(self) -> str|None: # SHA-256
-        "End the file."
-        self.file.close()
-        assert not self.left, f'{self.path} lacks {self.left[0].name}'
+        "Check that the file is whole."
+        assert self.done==self.end, f'{self.path} has {self.done:,} of {self.end:,} bytes'
         return self.sha and self.sha.hexdigest()
 
 # %% ../nbs/lib/09_checkpoints.ipynb #2f742ffa
@@ -598,14 +609,34 @@ def ahead(
             done, result = waiting.popleft()
             yield done, result.result()
 
-_ENTRIES = 2**22 # of a part: so little that memory is used again
+_ENTRIES = 2**21 # of a part: few enough that memory is used again
 
-def _parts(slots:list[Slot]) -> Iterator[Slot]:
-    "Cut tensors by rows; a vocabulary that is made equal stays whole."
-    for s in slots:
-        n = max(1, _ENTRIES*s.shape[0]//max(1, prod(s.shape))) if s.shape else 1
-        if s.vocab or not s.dtype.is_floating_point or not s.shape or n>=s.shape[0]: yield s
-        else: yield from (s._replace(rows=range(i, k := min(i+n, s.shape[0])), shape=(k-i, *s.shape[1:])) for i in range(0, s.shape[0], n))
+def _joined(p:Plan, merger:Merger, a:Slot, b:Slot) -> bool:
+    "Tell whether `b` lies behind `a` in every file, is of the same type and is merged in the same way."
+    es = [(c.tensors[t], c.tensors[u]) for c,t,u in zip(p.models, a.of, b.of)]
+    return (a.dtype==b.dtype and not b.vocab and all((e.file, e.dtype, e.start+e.size)==(f.file, f.dtype, f.start) for e,f in es)
+            and merger.at(a.name)==merger.at(b.name))
+
+def _parts(p:Plan, merger:Merger, slots:list[Slot]) -> Iterator[Slot]:
+    "Join neighbours, and cut them anew; a vocabulary that is made equal, or integers, stay as they are."
+    run = []
+    for s,after in zip(slots, [*slots[1:], None]):
+        if s.vocab or not s.dtype.is_floating_point: yield s; continue
+        run.append(s)
+        if after and _joined(p, merger, s, after): continue
+        n = sum(prod(o.shape) for o in run)
+        for i in range(0, max(n, 1), _ENTRIES): yield run[0]._replace(shape=(min(_ENTRIES, n-i),), run=tuple(run), entries=range(i, min(i+_ENTRIES, n)))
+        run = []
+
+# %% ../nbs/lib/09_checkpoints.ipynb #555f5b39
+def _read_slot(p:Plan, part:bool, s:Slot) -> tuple[list[Tensor], Tensor|None]:
+    "Read one tensor of each model, or a part, and of the base if the method needs it; vocabularies made equal."
+    n, needs = len(p.config.models), METHODS[p.config.method].needs_base
+    xs = [c.read(t, part and not s.vocab, s.entries if s.run else None) for c,t in zip(p.models[:n+needs], s.of)]
+    if s.dtype.is_floating_point:
+        xs = [x.to(p.config.device, torch.float32) for x in xs]
+        if s.vocab: xs = fill_rows(xs, [r.to(xs[0].device) for r in p.rows[:n+needs]], needs)
+    return xs[:n], xs[n] if needs else None
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
@@ -615,65 +646,37 @@ def _one_thread() -> Iterator[None]:
     try: yield
     finally: torch.set_num_threads(n)
 
-# %% ../nbs/lib/09_checkpoints.ipynb #555f5b39
-def _read_slot(p:Plan, part:bool, s:Slot) -> tuple[list[Tensor], Tensor|None]:
-    "Read one tensor of each model, or a part, and of the base if the method needs it; vocabularies made equal."
-    n, needs = len(p.config.models), METHODS[p.config.method].needs_base
-    xs = [c.read(t, part and not s.vocab, s.rows) for c,t in zip(p.models[:n+needs], s.of)]
-    if s.dtype.is_floating_point:
-        xs = [x.to(p.config.device, torch.float32) for x in xs]
-        if s.vocab: xs = fill_rows(xs, [r.to(xs[0].device) for r in p.rows[:n+needs]], needs)
-    return xs[:n], xs[n] if needs else None
-
 def _told(p:Plan, s:Slot, do:Callable, xs:list, base:Tensor|None) -> Any:
-    "Do one step; an error says which files it speaks of."
+    "Do one step; an error says which tensor and files it speaks of."
     try: return do(s.name, xs, base)
     except ValueError as e:
+        for t in s.run: _told(p, t, do, *_read_slot(p, False, t))
         who = [f'expert {i}' for i in range(len(p.config.models))] + ['the base']
         raise ValueError(f"{e} ({'; '.join(f'{w}: {c.tensors[t].file}' for w,c,t in zip(who, p.models, s.of))})") from None
 
-def _cast(s:Slot, y:Tensor) -> Tensor:
-    "Round a merged tensor to the type of the output."
-    return y if y.dtype==s.dtype else _round(y, s.dtype, s.name)
-
 def _merge_slot(p:Plan, merger:Merger, s:Slot) -> Tensor:
-    "Read and merge one tensor."
-    xs, base = _read_slot(p, False, s)
-    return _cast(s, _told(p, s, merger, xs, base))
+    "Read and merge one tensor, and round it to the type of the output."
+    def do(name, *of): return y if (y := merger(name, *of)).dtype==s.dtype else _round(y, s.dtype, name)
+    return _told(p, s, do, *_read_slot(p, False, s))
 
-def _bytes(p:Plan, s:Slot) -> int:
-    "Estimate what one tensor takes while it is merged; matrices of inner products are worked on in double precision."
-    of = [m.file.tensors[m.names[s.name]] for m in p.measured if s.name in m.names]
-    square = bool(of) and of[0].shape!=s.shape
-    return 4*prod(s.shape)*(len(p.models)+1 + 8*bool(of)) + sum(e.size for e in of) + (6*of[0].size if square else 0)
-
-def _merged(p:Plan, merger:Merger, jobs:list[Slot]) -> Iterator[tuple[Slot, Tensor]]:
-    "Merge tensors, or parts of them, in order; let the method look at all of them before, if it wants to."
-    size = partial(_bytes, p)
+def _scan(p:Plan, merger:Merger, jobs:list[Slot]) -> None:
+    "Let the method look at all tensors, if it wants to."
     while merger.again():
         part = getattr(merger.scan, 'sampling', False)
-        for s,(xs,base) in ahead([s for s in (p.slots if part else jobs) if s.dtype.is_floating_point], partial(_read_slot, p, part), size):
+        for s,(xs,base) in ahead([s for s in (p.slots if part else jobs) if s.dtype.is_floating_point], partial(_read_slot, p, part), partial(_bytes, p)):
             _told(p, s, partial(merger.look, part=part), xs, base)
-    yield from ahead(jobs, partial(_merge_slot, p, merger), size, workers=min(8, os.cpu_count() or 1))
 
 # %% ../nbs/lib/09_checkpoints.ipynb #e1d6ada5
 def _write(p:Plan, folder:Path) -> dict[str,str]:
     "Merge into the weight files of `folder`; return their hashes."
-    jobs = [*_parts(p.slots)] if (merger := _merger(p.config, p.slots, p.measured)).entrywise else p.slots
-    hashes, merged = {}, _merged(p, merger, jobs)
+    merger, files = _merger(p.config, p.slots, p.measured), [Writer(folder/name, slots, p.config.hashes) for name,slots in p.files]
+    jobs = [(w, s) for w,(_,slots) in zip(files, p.files) for s in (_parts(p, merger, slots) if merger.entrywise else slots)]
+    _scan(p, merger, [s for _,s in jobs])
+    def do(job): job[0].put(job[1], _merge_slot(p, merger, job[1]))
     with ThreadPoolExecutor(1) as pool:
-        for name,slots in p.files:
-            w, last = Writer(folder/name, slots, p.config.hashes), None
-            try:
-                for s in (j for j in jobs if j.name in w.names):
-                    if last and s.size>_AHEAD: last.result()  # two large ones at a time would be one too many
-                    _,y = next(merged)
-                    if last: last.result()
-                    last = pool.submit(w.add, y)
-                    del y
-                last.result()
-                hashes[name] = w.close() or 'not recorded'
-            finally: w.file.close()
+        for (w,s),_ in ahead(jobs, do, lambda job: _bytes(p, job[1]), workers=min(8, os.cpu_count() or 1)): last = pool.submit(w.follow, s.size)
+        last.result()
+    hashes = {w.path.name: w.close() or 'not recorded' for w in files}
     if len(p.files)>1:
         index = dict(metadata={'total_size':sum(s.size for s in p.slots)}, weight_map={s.name:f for f,o in p.files for s in o})
         (folder/'model.safetensors.index.json').write_text(json.dumps(index, indent=2)+'\n', encoding='utf-8')

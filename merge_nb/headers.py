@@ -77,11 +77,11 @@ class Checkpoint:
     def read(self,
         name:str,         # Of a tensor
         part:bool=False,  # Only a sixteenth of its entries, spread evenly?
-        rows:range|None=None, # Only these, of its first dimension
-    ) -> Tensor:          # On the CPU; what is written into it stays with it; flat if only a part
+        entries:range|None=None, # Only these, counted from its first, and on through the tensors behind it in the file
+    ) -> Tensor:          # On the CPU; what is written into it stays with it; flat if not whole
         "Map one tensor into memory; it is read as it is used, and leaves with the tensor."
         e = self.tensors[name]
-        if rows is not None: e = e._replace(shape=(len(rows), *e.shape[1:]), start=e.start + e.size//e.shape[0]*rows.start, size=e.size//e.shape[0]*len(rows))
+        if entries is not None: e = e._replace(shape=(len(entries),), start=e.start+entries.start*e.dtype.itemsize, size=len(entries)*e.dtype.itemsize)
         skip = e.start % mmap.ALLOCATIONGRANULARITY
         if not e.size: return torch.empty(e.shape, dtype=e.dtype)
         with open(e.file, 'rb') as f:

@@ -36,6 +36,7 @@ class Method:
     measure:Callable|None   # (model, blocks) -> measured tensors of one expert
     title:str               # What it does, in one line
     entrywise:bool          # Is each entry of the result made of those in its place alone, once the scan is done?
+    shows:bool              # Is an entry of the result NaN or infinite wherever one of an input is?
 
 METHODS:dict[str, Method] = {}
 
@@ -46,6 +47,7 @@ def method(
     data:str|None=None,      # The option that holds measured tensors, one dictionary an expert
     measure:Callable|None=None, # (model, blocks, perhaps seed) -> measured tensors by name; for merges from disk
     entrywise:bool=False,    # Is each entry of the result made of those in its place alone, given what the scan found?
+    shows:bool=False,        # Is an entry of the result NaN or infinite wherever one of an input is? Then inputs need no look of their own
 ) -> Callable:               # A decorator; the function stays as it is
     "Register a function on one tensor of each expert as a way to merge."
     def add(f):
@@ -53,7 +55,7 @@ def method(
         options = {k: p.default for k,p in known.items() if p.kind is p.KEYWORD_ONLY and k not in ('name', 'seed') and k[0]!='_'}
         unused = {'name', 'seed'} - known.keys()
         one = wraps(f)(lambda xs, base=None, **o: f(xs, base, **{k:v for k,v in o.items() if k not in unused}))
-        METHODS[name] = Method(name, one, base, options, scan, data, measure, (f.__doc__ or name).strip().splitlines()[0], entrywise)
+        METHODS[name] = Method(name, one, base, options, scan, data, measure, (f.__doc__ or name).strip().splitlines()[0], entrywise, shows)
         return f
     return add
 
@@ -80,11 +82,12 @@ def _combine(xs:Sequence[Tensor], w:Sequence[float]) -> Tensor:
     "Return the weighted sum of `xs`, exact for copies if `w` sums to 1."
     out, total = torch.empty_like(xs[0], memory_format=torch.contiguous_format), math.fsum(w)
     for o,first,*rest in _pieces(out, *xs):
-        o.copy_(first) if abs(total-1)<1e-12 else torch.mul(first, total, out=o)
-        for x,a in zip(rest, w[1:]): o.add_(x-first, alpha=a)
+        so_far = first if abs(total-1)<1e-12 else first*total
+        for x,a in zip(rest, w[1:]): so_far = torch.add(so_far, x-first, alpha=a, out=o)
+        if so_far is not o: o.copy_(so_far)
     return out
 
-@method('linear', entrywise=True)
+@method('linear', entrywise=True, shows=True)
 def linear(
     xs:list[Tensor], base:Tensor|None=None, *, # The tensor of each expert; the base is not used
     weights:Sequence[float]|None=None,  # One an expert; None: all the same
@@ -172,8 +175,8 @@ class Merger:
 
 # %% ../nbs/lib/08_merge.ipynb #27298522
 @patch
-def _read(self:Merger, name:str, xs:Sequence[Tensor], base:Tensor|None) -> list[Tensor]|None:
-    "Check that tensors belong together and hold numbers; return them in float32, the base last, or None for integers."
+def _read(self:Merger, name:str, xs:Sequence[Tensor], base:Tensor|None, look:bool=True) -> list[Tensor]|None:
+    "Check that tensors belong together and, if `look`, hold numbers; return them in float32, the base last, or None for integers."
     out, who = [], [f'expert {i}' for i in range(len(xs))] + ['the base']
     for x,w in zip([*xs, *([] if base is None else [base])], who):
         if x.shape!=xs[0].shape: raise ValueError(f"{name!r} has shape {tuple(xs[0].shape)} in expert 0 and {tuple(x.shape)} in {w}")
@@ -182,7 +185,7 @@ def _read(self:Merger, name:str, xs:Sequence[Tensor], base:Tensor|None) -> list[
             if not torch.equal(x, xs[0]): raise ValueError(f"{name!r} holds integers, which cannot be averaged, and {w} differs from expert 0")
             continue
         out.append(x := x.detach().float())
-        if not math.isfinite(x.sum()) and not x.isfinite().all(): raise ValueError(f"{name!r} holds NaN or infinity in {w}")
+        if look and not math.isfinite(x.sum()) and not x.isfinite().all(): raise ValueError(f"{name!r} holds NaN or infinity in {w}")
     return out or None
 
 @patch
@@ -203,12 +206,13 @@ def __call__(self:Merger,
     name:str, xs:Sequence[Tensor], base:Tensor|None=None, # The tensor of each expert and of the base, of any type
 ) -> Tensor: # Of the type of `base`, or of the first expert
     "Merge one tensor."
-    found, like = self._read(name, xs, base), xs[0] if base is None else base
+    found, like = self._read(name, xs, base, look=not self.method.shows), xs[0] if base is None else base
     if not found or not like.numel(): return like.clone()
     extra = self.scan.result() if self.scan else {}
     if d := self.method.data: extra[d] = [o.get(name) for o in self.options[d]]
     y = self.method.one(found[:len(xs)], None if base is None else found[-1], name=name, seed=self.seed, **self.at(name), **extra)
-    return _round(y, like.dtype, name)
+    try: return _round(y, like.dtype, name)
+    except ValueError: self._read(name, xs, base); raise  # an input is to blame, or else the rounding
 
 # %% ../nbs/lib/08_merge.ipynb #87bd2d2f
 def _check_option(key:str, value:Any, default:Any) -> None:
@@ -353,7 +357,7 @@ def _lost(xs:list[Tensor], base:Tensor, thin:Callable, rows:bool=False) -> list[
             sizes[i] += float(t.abs().sum()), float(thin(i, t).abs().sum())
     return [a/b if b>0 else 1. for a,b in sizes.tolist()]
 
-@method('task_arithmetic', base=True, entrywise=True)
+@method('task_arithmetic', base=True, entrywise=True, shows=True)
 def task_arithmetic(
     xs:list[Tensor], base:Tensor, *,    # The tensor of each expert, and that of the base
     weights:Sequence[float]|None=None,  # One an expert; None: all 1

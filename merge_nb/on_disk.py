@@ -237,11 +237,9 @@ def write_permuted(
     known = {t:k for k,t in _own_names(c, {**spec.axes, **spec.tied}).items() if k in spec.axes or k in spec.tied}
     for file in sorted({e.file for e in c.tensors.values()}):
         here = {t:e for t,e in c.tensors.items() if e.file==file}
-        w = Writer(folder/file.name, [Slot(t, e.dtype, e.shape, (t,), False) for t,e in here.items()], hashed=False)
-        try:
-            for t in here: w.add(permute_weights({known[t]: c.read(t)}, match.permutation, spec)[known[t]] if t in known else c.read(t))
-            w.close()
-        finally: w.file.close()
+        slots = [Slot(t, e.dtype, e.shape, (t,), False) for t,e in here.items()]
+        w = Writer(folder/file.name, slots, hashed=False)
+        for s in slots: w.put(s, permute_weights({known[s.name]: c.read(s.name)}, match.permutation, spec)[known[s.name]] if s.name in known else c.read(s.name))
     return folder
 
 # %% ../nbs/lib/19_on_disk.ipynb #c5affe68

@@ -329,8 +329,7 @@ KILL = '''
 import os, signal, sys
 from merge_nb.checkpoints import *
 from merge_nb import checkpoints
-def add(self, x): len(self.left)==1 and os.kill(os.getpid(), signal.SIGKILL); self.left.pop(0)
-Writer.add = add
+Writer.put = lambda self, s, x: os.kill(os.getpid(), signal.SIGKILL)
 merge_checkpoints(MergeConfig(method='linear', models=(sys.argv[1], sys.argv[2])), sys.argv[3])
 '''
 
