@@ -32,11 +32,12 @@ from .route import route
 from .weight_space import MethodConfig, grid, halves, measured, merged
 
 # %% auto #0
-__all__ = ['PAIR', 'OWN', 'COMMON', 'ALIGNMENTS', 'CORRECTIONS', 'READ', 'UNMERGED', 'VARIED', 'VARIANTS', 'COLOURS', 'LOSS_OWN',
-           'FIGURES', 'MEASURED', 'EXPERIMENT', 'draw', 'beside', 'FoundationsConfig', 'share', 'parting', 'branch',
-           'Pair', 'other', 'meet', 'order', 'aligned', 'some', 'merges', 'statistics', 'restored', 'Arm', 'told',
-           'nats', 'chosen', 'measure', 'compare', 'references', 'trained', 'place', 'inside', 'variations', 'apart',
-           'paired', 'differences', 'best_merge', 'reported', 'recovered', 'variants', 'collapse_and_loss', 'claims']
+__all__ = ['PAIR', 'OWN', 'COMMON', 'ALIGNMENTS', 'CORRECTIONS', 'READ', 'UNMERGED', 'VARIED', 'ALSO', 'VARIANTS', 'COLOURS',
+           'LOSS_OWN', 'FIGURES', 'MEASURED', 'EXPERIMENT', 'draw', 'beside', 'FoundationsConfig', 'share', 'parting',
+           'branch', 'Pair', 'other', 'meet', 'order', 'aligned', 'some', 'merges', 'statistics', 'restored', 'Arm',
+           'told', 'nats', 'chosen', 'measure', 'compare', 'references', 'trained', 'place', 'inside', 'variations',
+           'apart', 'paired', 'differences', 'best_merge', 'reported', 'recovered', 'variants', 'collapse_and_loss',
+           'claims']
 
 # %% ../nbs/lib/24_foundations.ipynb #df3b62d9
 PAIR = ('maths', 'code') # The experts: the first grew from base A, the second from base B
@@ -50,8 +51,10 @@ class FoundationsConfig(Frozen):
     over_time:OverTimeConfig                 # Bases, experts and texts
     seeds:tuple[int,...]
     common:tuple[str,...]                    # What the bases have in common; see `share`
-    methods:dict[str,MethodConfig]           # For bases with nothing or all in common
-    some:tuple[str,...]                      # Of these, the methods for what lies between, and where activations are matched
+    methods:dict[str,MethodConfig]           # To choose from
+    main:tuple[str,...]                      # Methods for bases with nothing or all in common
+    some:tuple[str,...]                      # For what lies between, and where activations are matched
+    also:tuple[str,...] = ()                 # Further ones for bases with nothing in common: as they are or matched by weights; without a correction, with the shared one or the task's
     router:FinetuneConfig                    # How routers and gates learn on adaptation text
     followed:str = 'linear'                  # The method that is looked into
     calibration:int = Field(64, gt=0)        # Blocks of an expert's own text behind its statistics
@@ -65,16 +68,17 @@ class FoundationsConfig(Frozen):
     def _consistent(self):
         if len({*self.common})!=len(self.common): raise ValueError(f"`common` must hold different words, found {self.common}")
         if any(share(k)!=1 for k in self.common) and not self.over_time.base: raise ValueError("`over_time.base` is missing: bases that do not have all in common must be trained")
-        for k in (*self.some, self.followed): choose(k, self.methods, 'method')
+        for k in (*self.main, *self.some, *self.also, self.followed): choose(k, self.methods, 'method')
+        if twice := {*self.also} & {*self.main, *self.some}: raise ValueError(f"`also` repeats {sorted(twice)}; expected methods that are not in `main` or `some`")
         if task := [k for k,c in self.methods.items() if 'task' in METHODS[c.method].options]: raise ValueError(f"`methods` holds {task}, which makes one model a task; expected rules that make one for all")
         choose(self.order, ORDERS, '`order`')
         return self
 
     def plan(self, common:str) -> dict[str,dict[str,MethodConfig]]:
         "List the alignments and methods for one pair: bases with a common past need no alignment, which is checked."
-        few = {k: self.methods[k] for k in self.some}
-        if common!='nothing': return {'none':self.methods if common=='all' else few}
-        return {how: few if how=='activations' else self.methods for how in ALIGNMENTS}
+        full,few = ({k: self.methods[k] for k in names} for names in (self.main, self.some))
+        if common!='nothing': return {'none':full if common=='all' else few}
+        return {how: few if how=='activations' else full for how in ALIGNMENTS}
 
 # %% ../nbs/lib/24_foundations.ipynb #559fbc86
 def share(
@@ -288,12 +292,13 @@ def compare(
     config:FoundationsConfig, # What to try
     p:Pair,                   # Two experts, aligned or not
     names:Sequence[str],      # Of methods
+    kinds:Sequence[str]=CORRECTIONS, # Of correction
 ) -> list[tuple]:             # Method, correction, and what `measure` returns
     "Merge by some methods, correct in all ways, and measure."
     (stats,texts),how,out = statistics(config, p), dict(order=config.order, clip=config.clip), []
     for name in names:
         made = merges(config, p, name)
-        for kind in CORRECTIONS:
+        for kind in kinds:
             arms = {label: Arm(restored(kind, m, stats, texts, **how), p.val) for label,m in made.items()}
             out.append((name, kind, *measure(arms, method=name, correction=kind)))
             if kind!='task': continue
@@ -404,11 +409,12 @@ def _measured(config:FoundationsConfig, p:Pair, q:Pair, names:Sequence[str], mod
     return compare(config, q, names) + [(k, c, *measure({'':Arm(m, p.val)}, method=k, correction=c)) for (k,c),m in arms.items()]
 
 VARIED = (('nothing', 'weights'), ('all', 'none')) # Where the correction is varied: strangers once aligned, and one base
+ALSO = (('nothing', 'none'), ('nothing', 'weights')) # Where further methods are tried: strangers
 
 def _pair_rows(config:FoundationsConfig, run:Run, seed:int, common:str, at:Callable, told:dict) -> list[dict]:
     "Measure everything at one pair of bases; leave the documents in `told`."
     p,rows,name = meet(config, run, seed, common, at), [], f'{common} in common, seed {seed}'
-    leave = dict(seeds=True, common=True, methods=True, some=True, threads=True, resamples=True, over_time=True)
+    leave = {k:True for k in ('seeds', 'common', 'methods', 'main', 'some', 'also', 'threads', 'resamples', 'over_time')}
     fixed = dict(config=config.model_dump(mode='json', exclude=leave), made=p.made, seed=seed, positions=config.over_time.positions, **({} if run.device=='cpu' else {'device':run.device}))
     plan = config.plan(common)
     for how in dict.fromkeys([*plan, 'weights']):
@@ -417,8 +423,9 @@ def _pair_rows(config:FoundationsConfig, run:Run, seed:int, common:str, at:Calla
         if how in plan:
             q,names,vary = aligned(p, found), plan[how], (common, how) in VARIED
             models = trained(config, run, q, f'{name}, {how}', how) if how!='activations' else {}
-            made = dict(decides, methods={k: c.model_dump(mode='json') for k,c in names.items()}, runs={k: f for k,(_,f) in models.items()})
-            seen = run.stage(f'merges, {name}, {how}', made, lambda: _measured(config, p, q, names, {k: m for k,(m,_) in models.items()}), _COMPARE)
+            def made(names, **more): return dict(decides, methods={k: config.methods[k].model_dump(mode='json') for k in names}, **more)
+            seen = run.stage(f'merges, {name}, {how}', made(names, runs={k: f for k,(_,f) in models.items()}), lambda: _measured(config, p, q, names, {k: m for k,(m,_) in models.items()}), _COMPARE)
+            if config.also and (common, how) in ALSO: seen = [*seen, *run.stage(f'further merges, {name}, {how}', made(config.also), lambda: compare(config, q, config.also, ('none', 'shared', 'task')), 2*_COMPARE)]
             told.update({(common, how, method, correction, d, seed):t for method,correction,_,docs in seen for d,t in docs.items()})
             looked = dict(decides, what=('inside', vary), followed=config.methods[config.followed].model_dump(mode='json'))
             got += [r for *_,rs,_ in seen for r in rs] + run.stage(f'inside, {name}, {how}', looked, lambda: inside(config, q) + (variations(config, q) if vary else []), _LOOK)
@@ -483,7 +490,7 @@ def _work(
     base = o.base.train.steps if o.base and not o.hub else 0
     for common in config.common:
         plan,part = config.plan(common), share(common)
-        out += 2*o.expert.steps + len(plan)*(_COMPARE+_LOOK) + len({*plan, 'weights'}) + (3+('weights' in plan))*config.router.steps
+        out += 2*o.expert.steps + (len(plan) + 2*bool(config.also)*sum(k==common for k,_ in ALSO))*_COMPARE + len(plan)*_LOOK + len({*plan, 'weights'}) + (3+('weights' in plan))*config.router.steps
         if part is not None and part<1: out += base*(2 if part else 1) - round(part*base)
     seeds = len({*config.seeds} | ({other(o, s) for s in config.seeds} if 'nothing' in config.common else set()))
     return len(config.seeds)*out + seeds*base
