@@ -1,4 +1,4 @@
-"""Time merging on disk, from the shell to the last byte, and weigh its memory; beside mergekit where there is one.
+"""Time merging on disk, from the shell to the last byte, and weigh its memory; beside mergekit and FusionBench where they are installed.
 
     python benchmarks/merge.py [--threads 2] [--runs 3] [--json PATH]
 
@@ -7,9 +7,9 @@ folder (about 5 GB of disk). Seconds are of whole commands, the interpreter's st
 page cache; so are seconds of processor time. Memory is the peak of the process. `disk to disk` is the function alone, without
 hashes, over the time of copying one of the files.
 
-`MERGE_NB_MERGEKIT` names the folder of the commands of another environment in which mergekit is installed, such as /venv/bin. Without
-it, only our own rows are measured, and the targets that compare are left out. Our methods are at their defaults, so TIES trims over
-all tensors at once and finds the exact threshold, while mergekit trims tensor by tensor.
+`MERGE_NB_MERGEKIT` names the folder of the commands of another environment in which mergekit is installed, such as /venv/bin, and
+`MERGE_NB_FUSIONBENCH` the same for FusionBench. Without the first, the targets that compare are left out. Our methods are at their
+defaults, so TIES trims over all tensors at once and finds the exact threshold, while mergekit trims tensor by tensor.
 """
 from __future__ import annotations
 import json, os, shutil, subprocess, sys, tempfile, time
@@ -25,6 +25,8 @@ MAKE = """
 import json, sys, torch
 from pathlib import Path
 from merge_nb.models import load_base
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 home, config, noise = Path(sys.argv[1]), json.loads(sys.argv[2]), torch.Generator().manual_seed(1)
 m = load_base(config)
 start = {k: p.detach().clone() for k,p in m.named_parameters()}
@@ -32,6 +34,10 @@ m.save_pretrained(home/'base')
 for n in 'ab':
     for k,p in m.named_parameters(): p.data.copy_(start[k] + 1e-3*torch.randn(p.shape, generator=noise))
     m.save_pretrained(home/n)
+words = Tokenizer(WordLevel({'a':0}, unk_token='a'))  # FusionBench wants one
+(home/'tokenizer').mkdir()
+words.save(str(home/'tokenizer'/'tokenizer.json'))
+(home/'tokenizer'/'tokenizer_config.json').write_text('{"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "a"}')
 """
 COPY = """
 import os, shutil, sys, time
@@ -66,12 +72,26 @@ def yaml(home:Path, method:str) -> Path:
     path.write_text(text)
     return path
 
+FUSIONBENCH = dict(linear='linear/simple_average_for_causallm', task_arithmetic='linear/task_arithmetic_for_causallm', ties='linear/ties_merging_for_causallm')
+
+def fusionbench(home:Path, method:str) -> list[str]:
+    "Words after FusionBench's command: its configuration of two fine-tunes of a base, with our folders."
+    return [f'method={FUSIONBENCH[method]}', f'method.model_save_path={home}/out', 'modelpool=CausalLMPool/Qwen2.5-1.5B_math_and_code', 'taskpool=dummy',
+            'fabric.accelerator=cpu', 'print_config=false', 'modelpool.model_kwargs.torch_dtype=float32', f'modelpool.tokenizer={home}/tokenizer',
+            *(f'modelpool.models.{k}={home}/{n}' for k,n in (('_pretrained_', 'base'), ('math', 'a'), ('code', 'b')))]
+
+def others(home:Path, method:str) -> dict[str,list[str]]:
+    "Commands of the other tools that are installed, by name."
+    mergekit, fusion = (os.environ.get(f'MERGE_NB_{k}') for k in ('MERGEKIT', 'FUSIONBENCH'))
+    found = {'mergekit 0.1.5': [f'{mergekit}/mergekit-yaml', str(yaml(home, method)), f'{home}/out']} if mergekit else {}
+    return found | ({'FusionBench 0.2.33': [f'{fusion}/fusion_bench', *fusionbench(home, method)]} if fusion and method in FUSIONBENCH else {})
+
 class Cost:
     "What a command took: seconds, processor seconds, peak memory in MB."
     def __init__(self, words:list[str], home:Path):
         shutil.rmtree(home/'out', ignore_errors=True)
         start = time.perf_counter()
-        p = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        p = subprocess.Popen(words, cwd=home, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         said = p.stderr.read()
         _, status, used = os.wait4(p.pid, 0)
         p.returncode = status
@@ -86,13 +106,13 @@ def ours(home:Path, method:str) -> list[str]:
 
 def measure(runs:int) -> tuple[list[dict], list[dict]]:
     "All methods as whole commands, by turns with mergekit; the function against a copy; memory against depth."
-    mergekit = os.environ.get('MERGE_NB_MERGEKIT')
-    if not mergekit: print('MERGE_NB_MERGEKIT is not set: mergekit is not measured', file=sys.stderr)
+    for k in ('MERGE_NB_MERGEKIT', 'MERGE_NB_FUSIONBENCH'):
+        if k not in os.environ: print(f'{k} is not set: it is not measured', file=sys.stderr)
     with tempfile.TemporaryDirectory() as d:
         home, deep = Path(d), Path(d, 'deep')
         subprocess.run([sys.executable, '-c', MAKE, home, json.dumps(LLAMA)], check=True, stderr=subprocess.DEVNULL)
         rows, targets = [], []
-        for method in METHODS: _compare(method, home, runs, mergekit, rows, targets)
+        for method in METHODS: _compare(method, home, runs, rows, targets)
         _copy(home, runs, rows, targets)
         for n in ('base', 'a', 'b'): shutil.rmtree(home/n)
         subprocess.run([sys.executable, '-c', MAKE, deep, json.dumps(LLAMA | dict(num_hidden_layers=120))], check=True, stderr=subprocess.DEVNULL)
@@ -101,15 +121,17 @@ def measure(runs:int) -> tuple[list[dict], list[dict]]:
         targets.append(target('memory of ties, 4 x the layers', (c.mb,)*3, 'MB', at_most=900))
     return rows, targets
 
-def _compare(method:str, home:Path, runs:int, mergekit:str|None, rows:list, targets:list) -> None:
+def _compare(method:str, home:Path, runs:int, rows:list, targets:list) -> None:
     "Measure one method, ours and theirs by turns."
-    them = [f'{mergekit}/mergekit-yaml', str(yaml(home, method)), f'{home}/out'] if mergekit else None
-    both = [(Cost(ours(home, method), home), Cost(them, home) if them else None) for _ in range(runs+1)][1:]
-    u, t = [o for o,_ in both], [o for _,o in both if o]
+    ways = {'merge_nb': ours(home, method), **others(home, method)}
+    turns = [[Cost(words, home) for words in ways.values()] for _ in range(runs+1)][1:]
+    costs = dict(zip(ways, zip(*turns)))
+    u, t = costs['merge_nb'], costs.get('mergekit 0.1.5')
     over = [o.seconds for o in u]
     spread = lambda v: (median(v), min(v), max(v))
-    for name,costs,note in ((method, u, 'merge_nb, whole command'), (f'{method}, mergekit', t, 'mergekit 0.1.5, whole command')):
-        if costs: rows.append(row(name, [o.seconds for o in costs], over, note, cpu=median(o.cpu for o in costs), megabytes=max(o.mb for o in costs)))
+    for name,seen in costs.items():
+        label = method if name=='merge_nb' else f'{method}, {name.split()[0]}'
+        rows.append(row(label, [o.seconds for o in seen], over, f'{name}, whole command', cpu=median(o.cpu for o in seen), megabytes=max(o.mb for o in seen)))
     targets.append(target(f'memory of {method}', spread([o.mb for o in u]), 'MB', at_most=900))
     if method in ('linear', 'slerp'): targets.append(target(f'{method}, whole command', spread(over), 's', at_most=5))
     if method=='ties': targets.append(target('ties with an exact threshold, processor time', spread([o.cpu for o in u]), 's', at_most=10))

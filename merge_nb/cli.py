@@ -4,7 +4,8 @@
 
 # %% ../nbs/lib/90_cli.ipynb #33572304
 from __future__ import annotations
-import json, math, sys, tempfile, tomllib
+import atexit, json, math, os, sys, tempfile, tomllib
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Optional
 import typer
@@ -42,12 +43,20 @@ def one_line(
     if not isinstance(error, ValidationError): return ' '.join(str(error).split())
     return '; '.join(f"{'.'.join(map(str, e['loc'])) or error.title}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors())
 
+def _leave(code:int|str|None) -> None:
+    "End the process at once. PyTorch takes a third of a second to take itself apart, and the system does it in no time."
+    atexit._run_exitfuncs()
+    with suppress(OSError): # nobody may be listening
+        for s in (sys.stdout, sys.stderr): s.flush()
+    os._exit(code if isinstance(code, int) else bool(code))
+
 def main() -> None:
-    "Run the command line; an error that the user can mend is one line."
+    "Run the command line and end the process; an error that the user can mend is one line."
     try: app(spread(sys.argv[1:]))
     except (ValueError, OSError) as e:
         print(f'error: {one_line(e)}', file=sys.stderr)
-        sys.exit(1)
+        _leave(1)
+    except SystemExit as e: _leave(e.code)
 
 # %% ../nbs/lib/90_cli.ipynb #5fb276b3
 Name = Annotated[str, typer.Argument(help='Experiment, such as over-time.')]
