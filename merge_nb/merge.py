@@ -257,13 +257,15 @@ def merge(
 def _gram(xs:Sequence[Tensor], base:Tensor|None=None) -> np.ndarray:
     "Compute the inner products of all tensors, or of their differences from `base`, in double precision."
     total = torch.zeros(len(xs), len(xs), dtype=torch.float64, device=xs[0].device)
+    room = total.new_empty(len(xs), min(PIECE, xs[0].numel()))
     for ps in _pieces(*xs, *([] if base is None else [base])):
-        x = torch.stack(ps[:len(xs)]).double()
+        x = room[:,:len(ps[0])]
+        for to,p in zip(x, ps): to.copy_(p)
         if base is not None: x -= ps[-1]
         total += x @ x.T
     return total.cpu().numpy()
 
-@method('slerp')
+@method('slerp', shows=True)
 def slerp(
     xs:list[Tensor], base:Tensor|None=None, *, # The tensor of two experts; the base is not used
     t:float=0.5,              # Fraction of the angle, from the first to the second
@@ -275,7 +277,7 @@ def slerp(
     if not 0 <= t <= 1: raise ValueError(f"`t` is {t}; expected a fraction in [0, 1]")
     g = _gram(xs)
     norms = math.sqrt(g[0,0]*g[1,1])
-    cos = max(-1., min(1., g[0,1]/norms)) if norms>0 else 1.
+    cos = max(-1., min(1., g[0,1]/norms)) if 0<norms<math.inf else 1.
     angle = math.acos(cos)
     line = abs(cos) > 0.9995 if definition=='mergekit' else math.sin(angle) < 1e-4  # there rounding would be amplified
     return _combine(xs, [1-t, t] if line else [math.sin((1-t)*angle)/math.sin(angle), math.sin(t*angle)/math.sin(angle)])
