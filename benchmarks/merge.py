@@ -77,7 +77,7 @@ FUSIONBENCH = dict(linear='linear/simple_average_for_causallm', task_arithmetic=
 def fusionbench(home:Path, method:str) -> list[str]:
     "Words after FusionBench's command: its configuration of two fine-tunes of a base, with our folders."
     return [f'method={FUSIONBENCH[method]}', f'method.model_save_path={home}/out', 'modelpool=CausalLMPool/Qwen2.5-1.5B_math_and_code', 'taskpool=dummy',
-            'fabric.accelerator=cpu', 'print_config=false', 'modelpool.model_kwargs.torch_dtype=float32', f'modelpool.tokenizer={home}/tokenizer',
+            'fabric.accelerator=cpu', 'print_config=false', 'modelpool.enable_lazy_loading=false', 'modelpool.model_kwargs.torch_dtype=float32', f'modelpool.tokenizer={home}/tokenizer',
             *(f'modelpool.models.{k}={home}/{n}' for k,n in (('_pretrained_', 'base'), ('math', 'a'), ('code', 'b')))]
 
 def others(home:Path, method:str) -> dict[str,list[str]]:
