@@ -323,6 +323,7 @@ def merge(
     calibrate_blocks:Annotated[Optional[int], typer.Option(help='Blocks of 256 tokens to read of each text; 64 by default.')]=None,
     order:Annotated[Optional[str], typer.Option(help='Estimate corrections in one pass (batch, the default), site by site (forward, slow) or without correction (joint).')]=None,
     data:Annotated[Optional[list[str]], typer.Option(help='For fisher and regmean: the text of each model, or the file that was measured; by default what --calibrate names.')]=None,
+    data_blocks:Annotated[Optional[int], typer.Option(help='Blocks of 256 tokens to read of each text under --data; 64 by default.')]=None,
     dry_run:Annotated[bool, typer.Option('--dry-run', help='Only check: read configurations and headers, list every problem.')]=False,
     device:Annotated[Optional[str], typer.Option(help='Where to compute: cpu (the default), cuda, …')]=None,
     dtype:Annotated[Optional[str], typer.Option(help='Type of the output; by default as the first model.')]=None,
@@ -333,11 +334,10 @@ def merge(
     hashes:Annotated[Optional[bool], typer.Option('--hashes/--no-hashes', help='Record SHA-256 of inputs and output.')]=None,
     set_:Annotated[Optional[list[str]], typer.Option('--set', help='An option of the method, such as density=0.2.')]=None):
     "Merge checkpoints, tensor by tensor; with --align and --correct, models are also loaded whole."
-    given = dict(method=method, align=align, correct=correct, calibrate=calibrate, calibrate_blocks=calibrate_blocks, order=order, data=data,
+    given = dict(method=method, align=align, correct=correct, calibrate=calibrate, calibrate_blocks=calibrate_blocks, order=order, data=data, data_blocks=data_blocks,
         device=device, dtype=dtype, shard_size=shard_size, vocab=vocab, eval=eval_, seed=seed, hashes=hashes) | _bases(base)
-    options = parse_changes(set_ or []) | ({'weights':weight} if weight else {})
     if hashes is not False and not dry_run: hash_ahead(_weight_files([*models, *(base or [])])) # while PyTorch is loaded
     from merge_nb.on_disk import merge_on_disk
-    done = merge_on_disk(_merge_config(models, {k:v for k,v in given.items() if v not in (None, [])}, options), out, dry_run)
-    print(done if dry_run else f'{done}\nWritten: {out}')
+    done = merge_on_disk(_merge_config(models, {k:v for k,v in given.items() if v not in (None, [])}, parse_changes(set_ or []) | ({'weights':weight} if weight else {})), out, dry_run)
+    print(done, *([] if dry_run else [f'Written: {out}']), sep='\n')
     if dry_run and done.problems: raise typer.Exit(1)

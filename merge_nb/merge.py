@@ -228,6 +228,7 @@ def _check_option(key:str, value:Any, default:Any) -> None:
 
 def _round(y:Tensor, dtype:torch.dtype, name:str) -> Tensor:
     "Round to `dtype`, and refuse what becomes infinite by it."
+    if y.dtype==dtype and math.isfinite(y.sum()): return y
     z = y.to(dtype)
     low, high = map(float, y.aminmax()) if y.numel() else (0., 0.)
     if not max(-low, high) <= torch.finfo(dtype).max and not z.float().isfinite().all():
