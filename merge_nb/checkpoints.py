@@ -674,8 +674,8 @@ def _write(p:Plan, folder:Path) -> dict[str,str]:
     _scan(p, merger, [s for _,s in jobs])
     def do(job): job[0].put(job[1], _merge_slot(p, merger, job[1]))
     with ThreadPoolExecutor(1) as pool:
-        most = 4*_AHEAD if merger.entrywise else _AHEAD  # parts that wait for a thread hold nothing yet
-        for (w,s),_ in ahead(jobs, do, lambda job: _bytes(p, job[1]), most, min(8, os.cpu_count() or 1)): last = pool.submit(w.follow, s.size)
+        def size(job): return min(_bytes(p, job[1]), _AHEAD+1)  # a large tensor goes along with small ones, but not with another
+        for (w,s),_ in ahead(jobs, do, size, 2*_AHEAD, min(8, os.cpu_count() or 1)): last = pool.submit(w.follow, s.size)
         last.result()
     hashes = {w.path.name: w.close() or 'not recorded' for w in files}
     if len(p.files)>1:
