@@ -228,3 +228,14 @@ def test_sce_at_once(seed, n, density, grid):
 def test_bad_options(bad, say):
     a, b, base = states([(2, 2)], 3, 0)
     with pytest.raises((ValueError, TypeError), match=say): merge('ties', [a, b], base, **bad)
+
+
+@pytest.mark.parametrize('bad', [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize('method', sorted(k for k,m in METHODS.items() if m.shows))
+def test_what_shows(method, bad):
+    "Where inputs are not looked at because the result tells, it does: with a weight of zero, and with all of them alike."
+    good = {'w': torch.randn(5, 4, generator=torch.Generator().manual_seed(0))}
+    poor = {'w': good['w'].index_fill(0, torch.tensor(2), bad)}
+    for options in [dict(t=0.), dict(t=1.)] if method=='slerp' else [dict(weights=[1, 0]), {}]:
+        for who, experts in ((1, [good, poor]), (0, [poor, good]), (0, [poor, poor])):
+            with pytest.raises(ValueError, match=f"'w' holds NaN or infinity in expert {who}"): merge(method, experts, good, **options)
