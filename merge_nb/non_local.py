@@ -33,7 +33,7 @@ from .weight_space import MethodConfig, grid
 # %% auto #0
 __all__ = ['SETTINGS', 'ALIGNMENTS', 'CORRECTIONS', 'SOURCES', 'IMAGES', 'FOUNDATIONS', 'NORMALISED', 'NAMES', 'HUES', 'FIGURES',
            'MEASURED', 'EXPERIMENT', 'draw', 'beside', 'PUBLISHED', 'SuiteConfig', 'NonLocalConfig', 'Meeting',
-           'headless', 'meet', 'merged', 'headed', 'sampled', 'corrected', 'scores', 'Chosen', 'Ground',
+           'headless', 'meet', 'merged', 'headed', 'sampled', 'corrected', 'accuracies', 'scores', 'Chosen', 'Ground',
            'choose_options', 'collapse_rows', 'source_rows', 'plane_rows', 'point_rows', 'Grown', 'grow', 'ground',
            'resampled', 'interval', 'best_alignment', 'claims']
 
@@ -176,15 +176,22 @@ def corrected(
     return [headed(once, m) for m in models]
 
 # %% ../nbs/lib/23_non_local.ipynb #2a0153b4
-def scores(
+def accuracies(
     models:Sequence[nn.Module], # One a task
-    experts:Sequence[nn.Module],# The same
     tasks:Sequence[Task],       # The same
     part:str='val',             # Examples to score on: "val" or "test"
+) -> list[float]:               # One a task
+    "Score each model on its task."
+    return [accuracy(m, getattr(t, f'x_{part}'), getattr(t, f'y_{part}')).mean() for m,t in zip(models, tasks)]
+
+def scores(
+    models:Sequence[nn.Module], # One a task
+    own:Sequence[float],        # From `accuracies` of the experts: once for many merges
+    tasks:Sequence[Task],       # One a model
+    part:str='val',             # As for `own`
 ) -> float:                     # Mean normalised accuracy
     "Score a merge."
-    def right(m, t): return accuracy(m, getattr(t, f'x_{part}'), getattr(t, f'y_{part}')).mean()
-    return float(np.mean([right(m, t)/right(e, t) for m,e,t in zip(models, experts, tasks)]))
+    return float(np.mean([a/o for a,o in zip(accuracies(models, tasks, part), own)]))
 
 # %% ../nbs/lib/23_non_local.ipynb #4179a2a5
 @dataclass
@@ -229,12 +236,12 @@ def choose_options(
     **how,            # For `calibrate`
 ) -> dict[str,Chosen]: # By correction
     "Try all options under all corrections, and keep the best of each."
-    best = {}
+    best,own = {}, accuracies(g.m.experts, g.m.tasks)
     for label,options in grid(c, ()).items():
         plain = merged(c, options, g.m, seed)
         for k in kinds:
             models = g.fix(k, plain, **how)
-            score = scores(models, g.m.experts, g.m.tasks)
+            score = scores(models, own, g.m.tasks)
             if k not in best or score > best[k].score: best[k] = Chosen(models, options, label, score)
     return best
 
@@ -257,9 +264,10 @@ def source_rows(
 ) -> list[dict]:               # kind "source": what the statistics came from, and the normalised accuracy on test examples
     "Correct from less data, from other data, and in other ways."
     tasks,experts = g.m.tasks, g.m.experts
+    best = accuracies(experts, tasks, 'test')
     def row(name, n, xs, stats, **how):
         fixed = g.fix('task', plain, stats, xs, **{'order':config.order, 'batch_size':128, **how})
-        return dict(kind='source', source=name, examples=n, value=scores(fixed, experts, tasks, 'test'))
+        return dict(kind='source', source=name, examples=n, value=scores(fixed, best, tasks, 'test'))
     def own(n): return [_measured(e, x[:n], t) for e,x,t in zip(experts, g.data, tasks)]
     out = [row('own task', n, [x[:n] for x in g.data], own(n)) for n in config.few] + [row('own task', config.calibration, g.data, g.stats)]
     turned = g.data[1:]+g.data[:1]
@@ -286,10 +294,11 @@ def plane_rows(
         flat,shapes = o+p[0]*u+p[1]*v, [(k, w.shape) for k,w in third.items()]
         return {k: f.view(s) for (k,s),f in zip(shapes, flat.split([s.numel() for _,s in shapes]))}
     out = [dict(kind='corner', name=name, across=float((w-o)@u/(u@u)), up=float((w-o)@v/(v@v))) for name,w in (('first expert', o), ('second expert', e), ('merge', t))]
+    own = accuracies(ends, g.m.tasks)
     for p in ((x, y) for y in np.linspace(-.5, 1.5, n).tolist() for x in np.linspace(-.5, 1.5, n).tolist()):
         plain = [with_body(m, body(p)) for m in ends]
         for kind in ('none', 'task'):
-            out.append(dict(kind='plane', x=p[0], y=p[1], correction=kind, value=scores(g.fix(kind, plain, **how), ends, g.m.tasks)))
+            out.append(dict(kind='plane', x=p[0], y=p[1], correction=kind, value=scores(g.fix(kind, plain, **how), own, g.m.tasks)))
     return out
 
 def point_rows(
