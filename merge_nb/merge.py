@@ -407,7 +407,7 @@ class TiesScan:
         elif self._decide(): return False
         self.n, self.votes, self.held, self.kept = 0, 0., 0, []
         self.listed, self.lists, self.tallies = 0, [[] for _ in self.lo], None   # of (bits, change of the vote), and by bits
-        self.counts = torch.zeros(len(self.density), 4, dtype=torch.float64)     # entries >hi, >=hi, >lo, >=lo
+        self.counts = torch.zeros(len(self.density), 4, dtype=torch.float64)     # entries >hi, >=lo, >lo, >=hi
         return True
 
     def result(self) -> dict: # For `ties`
@@ -441,12 +441,13 @@ def _count(self:TiesScan, w:list[float], ts:list[Tensor]) -> None:
     "Count entries at the bounds and votes that are certain."
     f, mass, unsure = torch.empty_like(ts[0]), torch.zeros_like(ts[0]), torch.zeros_like(ts[0])
     self.n += f.numel()
-    for i,(t,lo,hi) in enumerate(zip(ts, self.lo, self.hi)):
+    for i,(t,lo,hi,tied) in enumerate(zip(ts, self.lo, self.hi, self.tied)):
         size = t.abs()
-        for j,(op,at) in enumerate([(torch.gt, hi), (torch.ge, hi), (torch.gt, lo), (torch.ge, lo)]):
+        for j,(op,at) in enumerate([(torch.gt, hi), (torch.ge, lo), (torch.gt, lo), (torch.ge, hi)]):
+            if j<2 and not tied: continue
             self.counts[i,j] += float(op(size, at, out=f).sum())
-            if j in (1, 2) and lo<hi: unsure.add_(f, alpha=2*j-3)   # + above lo, - from hi on
-        mass.add_(F.hardshrink(t, _below(hi)), alpha=w[i])
+            if j>1 and lo<hi: unsure.add_(f, alpha=5-2*j)   # + above lo, - from hi on
+        mass.addcmul_(t, f, value=w[i])
     if len(at := unsure.nonzero()[:,0]):
         self._list(w, torch.stack([t[at] for t in ts]), mass[at])
         mass[at] = 0
@@ -485,13 +486,14 @@ def _tally(self:TiesScan) -> None:
 def _bound(self:TiesScan) -> None:
     "Find from the sample between which values each cut lies."
     if self.sampling: self.sample = torch.cat(self.kept, 1).abs() if self.kept else torch.zeros(len(self.density), 0)
-    self.sampling, self.lo, self.hi, m = False, [], [], self.sample.shape[1]
+    self.sampling, self.lo, self.hi, self.tied, m = False, [], [], [], self.sample.shape[1]
     for s,d in zip(self.sample, self.density):
         error = self.margin*(1 + math.sqrt(m*d*(1-d)))
         first, last = math.floor(d*m-error), math.ceil(d*m+error)
         if self.whole and self.stride==1: first = last = max(1, int(d*m))-1     # the sample is all there is
         self.hi.append(0. if d==1 else float(s.kthvalue(m-first).values) if 0<=first<m else math.inf)
         self.lo.append(0. if d==1 else float(s.kthvalue(m-last).values) if last<m else -1.)
+        self.tied.append(self.whole or any(int((s==x).sum())>1 for x in (self.lo[-1], self.hi[-1])))
 
 # %% ../nbs/lib/08_merge.ipynb #b362aed4
 @patch
@@ -499,7 +501,8 @@ def _decide(self:TiesScan) -> bool:
     "Find the cuts and the sign, if the bounds were right; prepare another pass, if not."
     cuts, sure = [], self.held<=self.most
     for i,(d,lo,hi) in enumerate(zip(self.density, self.lo, self.hi)):
-        k, (above, high, between, low) = max(1, int(d*self.n)), self.counts[i].tolist()
+        k, (above, low, between, high) = max(1, int(d*self.n)), self.counts[i].tolist()
+        if not self.tied[i]: above, low = high, between
         if not self.n or d==1: lo = hi = 0.
         elif above < k <= high: lo = hi
         elif high < k <= between:
@@ -509,7 +512,7 @@ def _decide(self:TiesScan) -> bool:
         else: self.margin *= 8; self._bound(); return False
         cuts.append((lo, hi))
     self.lo, self.hi = map(list, zip(*cuts))
-    if not sure: return False
+    if not sure: self.tied = [True]*len(cuts); return False
     for w,ts in self.kept: self.votes += float((ts*w*(ts.abs()>=ts.new_tensor(self.lo)[:,None])).sum(0).sign().sum())
     self.cuts, self.tie, self.kept, self.sample, self.lists, self.tallies = self.lo, 1 if self.votes>=0 else -1, [], None, [], None
     return True

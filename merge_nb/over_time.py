@@ -4,7 +4,7 @@
 
 # %% ../nbs/lib/20_over_time.ipynb #5f079afa
 from __future__ import annotations
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,10 +157,10 @@ def experts(
     run:Run,               # Where checkpoints go
     seed:int,              # Of the order of the data
     s:Setting,             # The base they start from, and the texts
+    names:Iterable[str]=tuple(EXPERTS), # Which of `EXPERTS`
 ) -> dict[str,Path]: # Folder of the ladder by name of the expert
     "Fine-tune the experts of one seed."
-    return {name: run.train(f'{name}, seed {seed}', s.base, s.train[domain], config.expert.model_copy(update={'seed':seed_of(name, seed)}))
-            for name,domain in EXPERTS.items()}
+    return {n: run.train(f'{n}, seed {seed}', s.base, s.train[EXPERTS[n]], config.expert.model_copy(update={'seed':seed_of(n, seed)})) for n in names}
 
 # %% ../nbs/lib/20_over_time.ipynb #4a890049
 def ladder_rows(

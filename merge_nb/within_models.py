@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 import numpy as np, pandas as pd, torch
@@ -26,7 +27,7 @@ from .hidden import hidden_states
 from .interpolate import best_alpha, path
 from .models import cost, mlps, set_mlps, trainable, weights
 from .outputs import OutputMixture, oracle
-from .over_time import DomainConfig, OverTimeConfig, _sample, _source, experts, setting
+from .over_time import EXPERTS, DomainConfig, OverTimeConfig, _sample, _source, experts, setting
 from .results import claim, pick
 from .route import COLOURS, _frozen, agreement, mean_weights, route, routing, window
 
@@ -93,6 +94,7 @@ class Cast:
         "Split the task's documents: those to choose on, those to report."
         return split_documents(int(np.asarray(self.val['document'][:]).max())+1)
 
+    @cached_property
     def better(self) -> nn.Module:
         "Return the expert with the lower loss on the documents to choose on."
         return min(self.experts, key=lambda m: evaluate(m, self.val).on(self.halves()[0]).loss)
@@ -114,9 +116,9 @@ def casts(
 ) -> dict[tuple[str,str],Cast]: # By setting and rung; ("mixed", "late") for the experts that learned with general text
     "Gather everything that one seed works with."
     s,blocks = setting(config.over_time, run, seed), run.cache/'blocks'
-    folders = experts(config.over_time, run, seed, s)
     def packed(texts): return token_blocks(texts, s.tokenizer, config.over_time.context, blocks)
     used = dict.fromkeys(e for c in config.settings.values() for e in c.experts)
+    folders = experts(config.over_time, run, seed, s, [e for e in used if e in EXPERTS])
     own = {e: packed(_domain(config, run, OWN[e], seed).train) for e in used}
     own |= {f'{e}, mixed': packed(_mixed(config, run, e, seed).train) for e in (next(iter(config.settings.values())).experts if config.mixed else ())}
     for e in own:
@@ -149,10 +151,14 @@ def strangers(
     n:int,           # How many
     seed:int=0,      # Draws them
 ) -> list[nn.Module]: # Of the same make
-    "Make models like `model` with fresh random weights."
+    "Make models like `model` with fresh random weights, each tensor as long as that of `model`."
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(seed_of('stranger', seed))
-        return [AutoModelForCausalLM.from_config(copy.deepcopy(model.config)).to(next(model.parameters()).device).eval() for _ in range(n)]
+        made = [AutoModelForCausalLM.from_config(copy.deepcopy(model.config)).to(next(model.parameters()).device).eval() for _ in range(n)]
+    with torch.no_grad():
+        for m in made:
+            for p,q in zip(m.parameters(), model.parameters()): p.mul_(q.norm()/p.norm().clamp_min(1e-12))
+    return made
 
 # %% ../nbs/lib/21_within_models.ipynb #b12d788e
 def _target(c:Cast, model:nn.Module): return model, c.train
@@ -164,7 +170,7 @@ def _with_others(c:Cast, others) -> tuple:
 
 def _copies(c:Cast, n:int) -> tuple:
     "Route over two copies of one expert."
-    best = c.better()
+    best = c.better
     return _target(c, route([best, best], n))
 
 ROUTED:dict[str,Callable] = {
@@ -182,11 +188,11 @@ ROUTED:dict[str,Callable] = {
 # %% ../nbs/lib/21_within_models.ipynb #f97ce244
 def _adapted(c:Cast, n:int) -> tuple:
     "Put adapters of rank `n` beside the MLPs of the better expert."
-    return _target(c, trainable(copy.deepcopy(c.better()), 'lora', rank=n, seed=c.seed))
+    return _target(c, trainable(copy.deepcopy(c.better), 'lora', rank=n, seed=c.seed))
 
 def _biases(c:Cast, n:int) -> tuple:
     "Let the vectors of the better expert learn, those of its MLPs first of all; without any, its norms."
-    model = copy.deepcopy(c.better()).requires_grad_(False)
+    model = copy.deepcopy(c.better).requires_grad_(False)
     inside = [p for m in mlps(model) for p in m.parameters() if p.ndim==1]
     for p in inside or [p for p in model.parameters() if p.ndim==1]: p.requires_grad_(True)
     return _target(c, model)
@@ -194,7 +200,7 @@ def _biases(c:Cast, n:int) -> tuple:
 TRAINED:dict[str,Callable] = {
     'expert + LoRA': _adapted,
     'expert + biases': _biases,
-    'expert, MLPs fine-tuned': lambda c,n: _target(c, trainable(copy.deepcopy(c.better()), 'mlp')),
+    'expert, MLPs fine-tuned': lambda c,n: _target(c, trainable(copy.deepcopy(c.better), 'mlp')),
     'base, MLPs fine-tuned': lambda c,n: _target(c, trainable(copy.deepcopy(c.base), 'mlp'))}
 
 # %% ../nbs/lib/21_within_models.ipynb #dc27dc4c
@@ -464,7 +470,7 @@ def _work(
     o,steps = config.over_time, plan(config)
     trains = o.base.train.steps if o.base and not o.hub else 0
     known = {e for c in config.settings.values() for e in c.experts}
-    trains += o.expert.steps*(3 + len(known-{'maths','code'}) + (2 if config.mixed else 0))
+    trains += o.expert.steps*(len(known) + (2 if config.mixed else 0))
     frozen = sum(m.endswith('uniform') for *_,m,_ in steps)
     measured = _MEASURE*(len(steps) + 2*len(config.settings) + 4)
     measured += len(BUDGETED)*sum(b+_MEASURE for b in config.budgets) + len(LONGER)*config.longer
