@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from .core import choose, hash_ahead, root, write_beside
 
 # %% auto #0
-__all__ = ['app', 'Name', 'Scale', 'Data', 'Cache', 'Device', 'spread', 'one_line', 'main', 'parse_changes', 'run', 'reproduce',
-           'list_', 'execute', 'paper', 'cka', 'route_', 'merge']
+__all__ = ['app', 'Name', 'Scale', 'Data', 'Cache', 'Device', 'Jobs', 'spread', 'one_line', 'main', 'parse_changes', 'run',
+           'reproduce', 'list_', 'execute', 'paper', 'cka', 'route_', 'merge']
 
 # %% ../nbs/lib/90_cli.ipynb #836e1cf5
 app = typer.Typer(name='merge_nb', no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False,
@@ -64,6 +64,7 @@ Scale = Annotated[str, typer.Option(help='smoke (seconds), small (minutes, the d
 Data = Annotated[Optional[Path], typer.Option(help='Folder that the relative sources of the configuration are looked up in.')]
 Cache = Annotated[Optional[Path], typer.Option(help='Folder for checkpoints; by default MERGE_NB_CACHE, or .cache in the repository.')]
 Device = Annotated[Optional[str], typer.Option(help='cpu, cuda, …; by default a GPU if there is one.')]
+Jobs = Annotated[int, typer.Option(min=1, help='Processes that work at the same time, one thread each.')]
 
 # %% ../nbs/lib/90_cli.ipynb #f9a97b70
 def parse_changes(
@@ -90,20 +91,20 @@ def run(name:Name, scale:Scale='small', data:Data=None,
     seeds:Annotated[Optional[list[int]], typer.Option(help='Other seeds; the record goes to results/scratch.')]=None,
     resume:Annotated[bool, typer.Option('--resume/--fresh', help='Use what the cache holds, or do it all again.')]=True,
     set_:Annotated[Optional[list[str]], typer.Option('--set', help='Another value, such as expert.steps=100; the record goes to results/scratch.')]=None,
-    cache:Cache=None, device:Device=None):
+    cache:Cache=None, device:Device=None, jobs:Jobs=1):
     "Run an experiment and write its record. Safe to kill: start it again and it goes on."
     from merge_nb import experiments
     changes = parse_changes(set_ or [])
-    print(experiments.run(name, scale, data, tuple(seeds) if seeds else None, changes, cache, resume, device))
+    print(experiments.run(name, scale, data, tuple(seeds) if seeds else None, changes, cache, resume, device, jobs=jobs))
 
 # %% ../nbs/lib/90_cli.ipynb #3c9820dd
 @app.command()
 def reproduce(name:Name, scale:Scale='small', data:Data=None,
     out:Annotated[Optional[Path], typer.Option(help='Folder of the page; by default reports/NAME-SCALE.')]=None,
-    strict:Annotated[bool, typer.Option(help='Fail if a number differs.')]=False, cache:Cache=None, device:Device=None):
+    strict:Annotated[bool, typer.Option(help='Fail if a number differs.')]=False, cache:Cache=None, device:Device=None, jobs:Jobs=1):
     "Run an experiment from nothing, compare every number with the committed record, and write a page."
     from merge_nb import experiments
-    page,wrong = experiments.reproduce(name, scale, out, cache, data=data, device=device)
+    page,wrong = experiments.reproduce(name, scale, out, cache, data=data, device=device, jobs=jobs)
     print(experiments.verdict(wrong))
     print(f'Summary: {page}')
     if strict and wrong: raise typer.Exit(1)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import gzip, hashlib, json, math, random, zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -267,18 +268,23 @@ SYNTHETIC:dict[str,Callable[[random.Random],str]] = {'general':story, 'maths':ma
     'code-documented':documented, 'code-combined':combined, 'prose':explained}
 
 # %% ../nbs/lib/01_data.ipynb #c666a703
+@lru_cache(maxsize=16)
+def _written(write:Callable, name:str, documents:int, seed:int) -> tuple[tuple[str,...],tuple[str,...]]:
+    "Write the two parts of a domain."
+    rng = random.Random(seed_of('synthetic', name, 'train', seed))
+    train = tuple(write(rng) for _ in range(documents))
+    rng,seen = random.Random(seed_of('synthetic', name, 'val')), set(train)
+    fresh = (t for t in iter(lambda: write(rng), None) if t not in seen)
+    return train, tuple(islice(fresh, max(16, math.ceil(documents/10))))
+
 def synthetic(
     name:str,           # A key of `SYNTHETIC`
     documents:int=2000, # Documents to learn from; a tenth as many, at least 16, to measure on
     seed:int=0,         # Another seed, other documents to learn from
 ) -> Domain:            # No document is in both parts
     "Draw a domain of the model system."
-    write = SYNTHETIC[choose(name, SYNTHETIC, 'synthetic domain')]
-    rng = random.Random(seed_of('synthetic', name, 'train', seed))
-    train = [write(rng) for _ in range(documents)]
-    rng,seen = random.Random(seed_of('synthetic', name, 'val')), set(train)
-    fresh = (t for t in iter(lambda: write(rng), None) if t not in seen)
-    return Domain(name, train, list(islice(fresh, max(16, math.ceil(documents/10)))))
+    train,val = _written(SYNTHETIC[choose(name, SYNTHETIC, 'synthetic domain')], name, documents, seed)
+    return Domain(name, list(train), list(val))
 
 # %% ../nbs/lib/01_data.ipynb #967636af
 def _read_texts(path:Path, format:str) -> list[str]:

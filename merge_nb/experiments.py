@@ -4,13 +4,16 @@
 
 # %% ../nbs/lib/15_experiments.ipynb #e8bf10fd
 from __future__ import annotations
-import base64, importlib, json, shutil, time, tomllib
+import base64, importlib, json, multiprocessing, shutil, time, tomllib
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
+from threading import Thread
 from typing import Any
 from fastcore.basics import patch
+from filelock import FileLock
 from .core import Frozen, cache_dir, choose, key_of, root, write_beside
 from .results import SCALES, Record, compare, disagreements, is_current, recall, record, render, tree_state
 
@@ -166,11 +169,22 @@ class Run:
     progress:Progress        # Told of all work
     data:Path|None = None    # Folder that relative sources are looked up in
     device:str = 'cpu'       # Where models run
-    seconds:float = 0.       # Of work, found or done
+    spent:dict[str,float] = field(default_factory=dict)       # What was found or done: seconds of work
     data_hashes:dict[str,str] = field(default_factory=dict)   # Name of a data set: hash
     weight_hashes:dict[str,str] = field(default_factory=dict) # Name of a model: hash
     fresh:bool = False       # Whether to do again what earlier runs left in the cache
     made:set[Path] = field(default_factory=set)               # What this run itself has put there
+    jobs:int = 1             # Processes that `each` may start
+
+    @property
+    def seconds(self) -> float: return sum(self.spent.values())
+
+    def alone(self,
+        path:Path, # In the cache
+    ) -> FileLock: # A context
+        "Keep other processes from making the same thing at the same time."
+        (self.cache/'locks').mkdir(parents=True, exist_ok=True)
+        return FileLock(self.cache/'locks'/path.name)
 
 # %% ../nbs/lib/15_experiments.ipynb #395c265f
 @patch
@@ -182,14 +196,15 @@ def stage(self:Run,
 ) -> Any:                      # That value
     "Return the value of `work_out()`, from the cache if it was worked out before."
     path = self.cache/'stages'/f'{key_of([self.name, made_by])}.json'
-    if cached := path.is_file() and (path in self.made or not self.fresh): got = json.loads(path.read_text())
-    else:
-        start = time.perf_counter()
-        got = dict(value=work_out(), seconds=0., made_by=key_of(made_by))
-        got['seconds'] = time.perf_counter()-start
-        with write_beside(path) as tmp: tmp.write_text(json.dumps(got))
+    with self.alone(path):
+        if cached := path.is_file() and (path in self.made or not self.fresh): got = json.loads(path.read_text())
+        else:
+            start = time.perf_counter()
+            got = dict(value=work_out(), seconds=0., made_by=key_of(made_by))
+            got['seconds'] = time.perf_counter()-start
+            with write_beside(path) as tmp: tmp.write_text(json.dumps(got))
     self.made.add(path)
-    self.seconds += got['seconds']
+    self.spent[path.name] = got['seconds']
     self.progress.add(title, work, 1., cached)
     return got['value']
 
@@ -206,8 +221,6 @@ def train(self:Run,
     from merge_nb.finetune import finetune, next_token_loss, run_key
     objective = objective or next_token_loss
     out,last = self.cache/'finetune'/run_key(model, blocks, config, objective), 0
-    if self.fresh and out not in self.made: shutil.rmtree(out, ignore_errors=True)
-    self.made.add(out)
     def reach(step, cached):
         nonlocal last
         if step > last: self.progress.add(title, step-last, step/config.steps, cached)
@@ -215,10 +228,64 @@ def train(self:Run,
     def on_step(step, loss):
         if not last: reach(step-1, True) # where an earlier run was killed
         reach(step, False)
-    finetune(model, blocks, config, out, on_step, self.device, objective)
+    with self.alone(out):
+        if self.fresh and out not in self.made: shutil.rmtree(out, ignore_errors=True)
+        finetune(model, blocks, config, out, on_step, self.device, objective)
+    self.made.add(out)
     reach(config.steps, True)
-    self.seconds += json.loads((out/'done.json').read_text())['seconds']
+    self.spent[out.name] = json.loads((out/'done.json').read_text())['seconds']
     return out
+
+# %% ../nbs/lib/15_experiments.ipynb #d2b84e11
+_WORKER:dict = {} # In a process that `each` started: its run, the parts
+
+class _Teller:
+    "Stands for `Progress` in another process."
+    def __init__(self, queue): self.queue = queue
+    def add(self, *told): self.queue.put(told)
+
+def _enter(run:Run, parts:list[Callable], queue:Any) -> None:
+    "Begin as a worker."
+    import torch
+    torch.set_num_threads(1)
+    run.progress = _Teller(queue)
+    _WORKER.update(run=run, parts=parts)
+
+def _part(i:int) -> tuple:
+    "Do part `i`; return its value, and what the run knows by now."
+    value,run = _WORKER['parts'][i](), _WORKER['run']
+    return value, run.spent, run.data_hashes, run.weight_hashes, run.made
+
+def _listen(queue:Any, progress:Progress) -> None:
+    "Pass on what workers tell; what was found counts once."
+    seen = set()
+    while told := queue.get():
+        title,*_,cached = told
+        if not (cached and title in seen): progress.add(*told)
+        seen.add(title)
+
+# %% ../nbs/lib/15_experiments.ipynb #d2b84e12
+@patch
+def each(self:Run,
+    parts:list[Callable[[],Any]], # Each does a part of the work, with this run
+) -> list:                        # What they return, in order
+    "Do all `parts`; with `jobs`, several at a time."
+    if self.jobs<2 or len(parts)<2: return [p() for p in parts]
+    if self.device!='cpu': raise ValueError(f"`jobs` is {self.jobs}, and the device {self.device}: processes share a CPU, a GPU takes one")
+    fork = multiprocessing.get_context('fork')
+    queue = fork.SimpleQueue()
+    with ProcessPoolExecutor(min(self.jobs, len(parts)), fork, _enter, (self, parts, queue)) as pool:
+        futures = [pool.submit(_part, i) for i in range(len(parts))]
+        listener = Thread(target=_listen, args=(queue, self.progress), daemon=True)
+        listener.start()
+        try: got = [f.result() for f in futures]
+        finally:
+            pool.shutdown(cancel_futures=True)
+            queue.put(None)
+            listener.join()
+    for _,spent,data,weights,made in got:
+        for mine,theirs in ((self.spent, spent), (self.data_hashes, data), (self.weight_hashes, weights), (self.made, made)): mine.update(theirs)
+    return [value for value,*_ in got]
 
 # %% ../nbs/lib/15_experiments.ipynb #c3635109
 def run(
@@ -233,16 +300,18 @@ def run(
     results:Path|str|None=None,     # Folder for the record
     say:Callable|None=None,         # Where progress lines go; by default bars, or printed
     file:Path|str|None=None,        # Another configuration file: a scratch record
+    jobs:int=1,                     # Processes that work at the same time, one thread each
 ) -> Path:                          # The record
     "Run an experiment at a scale and write its record."
     choose(scale, SCALES, 'scale') # before anything heavy is imported
+    if jobs>1 and not resume: raise ValueError("`jobs`: of several processes that start from nothing, each would undo what the others did; give a fresh `cache` instead")
     state,experiment = tree_state(), find(name)
     changes = {**(changes or {}), **({'seeds':list(seeds)} if seeds else {})}
     config = load_config(name, scale, file, **changes)
     if data is not None and not Path(data).is_dir(): raise FileNotFoundError(f"`data`: no folder {data}")
     folder,results = Path(cache) if cache else cache_dir(), Path(results) if results else root()/'results'
     with Progress(experiment.work(config), say) as progress:
-        r = Run(name, folder, progress, Path(data).resolve() if data else None, _device(device), fresh=not resume)
+        r = Run(name, folder, progress, Path(data).resolve() if data else None, _device(device), fresh=not resume, jobs=jobs)
         rows = experiment.rows(config, r)
     changed = file is not None or (changes and config != load_config(name, scale))
     return record(name, scale, config, rows, r.seconds, getattr(config, 'seeds', ()), r.data_hashes, r.weight_hashes,

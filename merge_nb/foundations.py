@@ -478,8 +478,10 @@ def _rows(
     "Answer the question: all seeds, all pairs of bases."
     if run.device=='cpu': torch.set_num_threads(config.threads)
     told,rows,at = {}, [], cache(partial(setting, config.over_time, run))
-    for seed in config.seeds:
-        for common in config.common: rows += _pair_rows(config, run, seed, common, at, told)
+    def pairs(seed): return [r for common in config.common for r in _pair_rows(config, run, seed, common, at, told)], told
+    for got,known in run.each([partial(pairs, seed) for seed in config.seeds]):
+        rows += got
+        told |= known
     return rows + differences(config, told)
 
 def _work(

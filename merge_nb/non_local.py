@@ -328,7 +328,7 @@ def _learned(
     steps = []
     new,seconds = fitted(run.cache/'classifiers', model, task, config, steps.append, run.fresh)
     run.progress.add(title, config.steps, 1., not steps)
-    run.seconds += seconds
+    run.spent[title] = seconds
     return new
 
 def _drawn(suite:SuiteConfig, run:Run, seed:int, side:str) -> nn.Module:
@@ -488,20 +488,24 @@ def _rows(
 ) -> list[dict]: # Tidy; the column `kind` says which other columns a row has
     "Answer the question: all suites, all seeds, and the seeds together."
     if run.device=='cpu': torch.set_num_threads(config.threads)
-    out = []
-    for name,suite in config.suites.items():
-        hits = {}
-        for seed in config.seeds:
-            grown = grow(suite, run, seed, [f for f,s in zip('ABC', SETTINGS) if s in config.settings or f=='A'])
-            for setting,alignment in config.setups:
-                g = ground(config, suite, grown, setting, alignment, seed)
-                decides = dict(config=config.model_dump(mode='json', exclude={'seeds','suites','settings','alignments'}), seed=seed, setting=setting, alignment=alignment,
-                    experts=[state_hash(e.state_dict()) for e in g.m.experts], origin=state_hash(g.m.origin), data=[state_hash(dict(x=x)) for x in g.data])
-                r = run.stage(f'{name}: {setting}, {alignment}, seed {seed}', decides, partial(_meeting_rows, config, g, setting, alignment, seed), _MEETING)
-                out += [{'suite':name, 'seed':seed, **row} for row in r['rows']]
-                hits[seed,setting,alignment] = r['hits']
-        out += [{'suite':name, **r} for r in _pooled_rows(config, hits)]
-    return out
+    out,hits = [], {name: {} for name in config.suites}
+    for name,rows,known in run.each([partial(_seed_rows, config, run, name, seed) for name in config.suites for seed in config.seeds]):
+        out += rows
+        hits[name] |= known
+    return out + [{'suite':name, **r} for name,h in hits.items() for r in _pooled_rows(config, h)]
+
+def _seed_rows(config:NonLocalConfig, run:Run, name:str, seed:int) -> tuple[str,list[dict],dict]:
+    "Measure one suite for one seed; return what was classified rightly beside the rows."
+    suite,out,hits = config.suites[name], [], {}
+    grown = grow(suite, run, seed, [f for f,s in zip('ABC', SETTINGS) if s in config.settings or f=='A'])
+    for setting,alignment in config.setups:
+        g = ground(config, suite, grown, setting, alignment, seed)
+        decides = dict(config=config.model_dump(mode='json', exclude={'seeds','suites','settings','alignments'}), seed=seed, setting=setting, alignment=alignment,
+            experts=[state_hash(e.state_dict()) for e in g.m.experts], origin=state_hash(g.m.origin), data=[state_hash(dict(x=x)) for x in g.data])
+        r = run.stage(f'{name}: {setting}, {alignment}, seed {seed}', decides, partial(_meeting_rows, config, g, setting, alignment, seed), _MEETING)
+        out += [{'suite':name, 'seed':seed, **row} for row in r['rows']]
+        hits[seed,setting,alignment] = r['hits']
+    return name, out, hits
 
 # %% ../nbs/lib/23_non_local.ipynb #f7a11f57
 def _work(

@@ -6,6 +6,7 @@
 from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 import numpy as np, pandas as pd, torch
@@ -252,15 +253,21 @@ def _rows(
     "Answer the question: all seeds, all rungs, and the critical steps."
     if run.device == 'cpu': torch.set_num_threads(config.threads)
     out,documents = [], {}
-    for seed in config.seeds:
-        s = setting(config, run, seed)
-        folders = experts(config, run, seed, s)
-        decides = dict(config=config.model_dump(mode='json', exclude={'seeds','rungs'}), runs={k: f.name for k,f in folders.items()}, val={k: key_of(s.val[k]['input_ids'][:].tolist()) for k in s.val}, **({} if run.device=='cpu' else {'device':run.device}))
-        for step in config.rungs:
-            got = run.stage(f'rung {step}, seed {seed}', {**decides, 'step':step}, lambda: measure(config, s, folders, step, run.device), _RUNG)
-            out += [{'kind':r['kind'], 'seed':seed, 'step':step, **r} for r in got['rows']]
-            documents[seed,step] = got['documents']
+    for rows,known in run.each([partial(_seed_rows, config, run, seed) for seed in config.seeds]):
+        out += rows
+        documents |= known
     return out + critical_rows(config, documents)
+
+def _seed_rows(config:OverTimeConfig, run:Run, seed:int) -> tuple[list[dict],dict]:
+    "Measure all rungs of one seed; return losses of documents beside the rows."
+    s,out,documents = setting(config, run, seed), [], {}
+    folders = experts(config, run, seed, s)
+    decides = dict(config=config.model_dump(mode='json', exclude={'seeds','rungs'}), runs={k: f.name for k,f in folders.items()}, val={k: key_of(s.val[k]['input_ids'][:].tolist()) for k in s.val}, **({} if run.device=='cpu' else {'device':run.device}))
+    for step in config.rungs:
+        got = run.stage(f'rung {step}, seed {seed}', {**decides, 'step':step}, lambda: measure(config, s, folders, step, run.device), _RUNG)
+        out += [{'kind':r['kind'], 'seed':seed, 'step':step, **r} for r in got['rows']]
+        documents[seed,step] = got['documents']
+    return out, documents
 
 def critical_rows(
     config:OverTimeConfig, # Seeds, rungs and spaces

@@ -349,6 +349,30 @@ def routed(
         return dict(zip(('rows', 'documents'), told(config, {ROUTED: (evaluate(m, s.val['adaptation']), lambda: m)}, alone['base'], alone[better], s.val)))
     return run.stage(f'routed, step {step}, seed {seed}', {**decides, 'step':step, 'routers':folder.name}, measure, _PAIR)
 
+# %% ../nbs/lib/22_weight_space.ipynb #7a41c0e2
+def _seed_rows(config:WeightSpaceConfig, run:Run, seed:int) -> tuple[list[dict],dict]:
+    "Measure all rungs of one seed; return losses of documents beside the rows."
+    out,documents = [], {}
+    s = setting(config.over_time, run, seed)
+    folders,texts = ladders(config, run, seed, s)
+    leave = dict(seeds=True, router=True, rungs=True, pair_rungs=True, most=True, over_time={'seeds','rungs','alphas','control'})
+    decides = dict(config=config.model_dump(mode='json', exclude=leave), runs={k: f.name for k,f in folders.items()}, seed=seed,
+        val={k: key_of(s.val[k]['input_ids'][:].tolist()) for k in s.val}, **({} if run.device=='cpu' else {'device':run.device}))
+    base = s.base.to(run.device)
+    for step in config.rungs:
+        for n in _sizes(config, step):
+            names = (*ADDED[:n], 'multi-task')
+            got = run.stage(f'{n} experts, step {step}, seed {seed}', {**decides, 'step':step, 'merged':names},
+                lambda: compare(config, _loaded(s, folders, names, step, run.device), base, texts, s.val, seed), _RUNG)
+            if n==2:
+                also = routed(config, run, s, _loaded(s, folders, names[:n], step, run.device), step, seed, decides)
+                got = dict(rows=got['rows']+also['rows'], documents=got['documents']|also['documents'])
+            out += [{'kind':r['kind'], 'seed':seed, 'step':step, 'experts':n, **r} for r in got['rows']]
+            documents[seed,step,n] = got['documents']
+    got = run.stage(f'pairs, seed {seed}', {**decides, 'pairs':config.pair_rungs}, lambda: all_pairs(config, s, folders, run.device), _PAIR*_met(config))
+    out += [{'kind':r['kind'], 'seed':seed, **r} for r in got]
+    return out, documents
+
 # %% ../nbs/lib/22_weight_space.ipynb #f1b02e2e
 def _met(config:WeightSpaceConfig) -> int: return len(config.pair_rungs)*(len(config.pair_rungs)+1)
 
@@ -365,25 +389,9 @@ def _rows(
     "Answer the question: all seeds, all rungs, and the seeds together."
     if run.device == 'cpu': torch.set_num_threads(config.threads)
     out,documents = [], {}
-    for seed in config.seeds:
-        s = setting(config.over_time, run, seed)
-        folders,texts = ladders(config, run, seed, s)
-        leave = dict(seeds=True, router=True, rungs=True, pair_rungs=True, most=True, over_time={'seeds','rungs','alphas','control'})
-        decides = dict(config=config.model_dump(mode='json', exclude=leave), runs={k: f.name for k,f in folders.items()}, seed=seed,
-            val={k: key_of(s.val[k]['input_ids'][:].tolist()) for k in s.val}, **({} if run.device=='cpu' else {'device':run.device}))
-        base = s.base.to(run.device)
-        for step in config.rungs:
-            for n in _sizes(config, step):
-                names = (*ADDED[:n], 'multi-task')
-                got = run.stage(f'{n} experts, step {step}, seed {seed}', {**decides, 'step':step, 'merged':names},
-                    lambda: compare(config, _loaded(s, folders, names, step, run.device), base, texts, s.val, seed), _RUNG)
-                if n==2:
-                    also = routed(config, run, s, _loaded(s, folders, names[:n], step, run.device), step, seed, decides)
-                    got = dict(rows=got['rows']+also['rows'], documents=got['documents']|also['documents'])
-                out += [{'kind':r['kind'], 'seed':seed, 'step':step, 'experts':n, **r} for r in got['rows']]
-                documents[seed,step,n] = got['documents']
-        got = run.stage(f'pairs, seed {seed}', {**decides, 'pairs':config.pair_rungs}, lambda: all_pairs(config, s, folders, run.device), _PAIR*_met(config))
-        out += [{'kind':r['kind'], 'seed':seed, **r} for r in got]
+    for rows,known in run.each([partial(_seed_rows, config, run, seed) for seed in config.seeds]):
+        out += rows
+        documents |= known
     return out + pooled_rows(config, documents)
 
 # %% ../nbs/lib/22_weight_space.ipynb #7e8f924d

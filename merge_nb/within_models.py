@@ -7,7 +7,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 import numpy as np, pandas as pd, torch
@@ -411,28 +411,31 @@ def plateau(
                 gain=float(curve[0,0]-curve[0,best]), **dict(zip(('gain_low','gain_high'), map(float, np.quantile(gains, [.025, .975])))))
 
 # %% ../nbs/lib/21_within_models.ipynb #571f0f5b
-def _seed_rows(config:WithinConfig, run:Run, seed:int, told:dict) -> list[dict]:
-    "Measure everything for one seed; leave the documents in `told`."
-    rows,seen,first = [], casts(config, run, seed), next(iter(config.settings))
-    for (s,when),c in seen.items():
-        name = f'{s}, {when}, seed {seed}'
-        alphas = config.over_time.alphas['activations']
-        got = run.stage(f'references, {name}', dict(c.made, alphas=alphas), lambda: references(c, alphas), _MEASURE)
-        for k,v in got.items(): told[s,when,k,0,seed] = v
-        if s==first: rows += [dict(r, setting=s, when=when, seed=seed) for r in run.stage(f'similarity, {name}', dict(c.made, positions=config.over_time.positions),
-                                                                         lambda: before_rows(c, config.over_time.positions), _MEASURE)]
-    for s,when,method,n in plan(config):
-        got = arm(config, run, seen[s,when], method, n, f'{s}, {when}: {method} {n}, seed {seed}', look=method=='routed' and s==first and when!='mixed')
-        told[s,when,method,n,seed] = got
-        rows += [dict(r, setting=s, when=when, method=method, seed=seed) for r in got['more']]
-    for steps,which in [*((b, BUDGETED) for b in config.budgets), *([(config.longer, LONGER)] if config.longer else [])]:
-        other = config.model_copy(update={'router':config.router.model_copy(update={'steps':steps})})
-        for m,n in which:
-            if n<=max(config.settings[first].spans): rows.append(dict(kind='budget', setting=first, when='late', method=m, n=n, seed=seed, steps=steps,
-                loss=arm(other, run, seen[first,'late'], m, n, f'{steps} steps: {m} {n}, seed {seed}')['loss']))
-    e,l = [_fit(config, run, seen[first,w], 'routed', 1, f'{first}, {w}: routed 1, seed {seed}')[0] for w in ('early','late')]
-    rows += [dict(kind='agreement', setting=first, seed=seed, layer=i, value=float(v)) for i,v in enumerate(agreement(*(routing(m, seen[first,'late'].val) for m in (e, l))))]
-    return rows
+def _place_rows(config:WithinConfig, run:Run, cast:Callable, seed:int, s:str, when:str) -> tuple[list[dict],dict]:
+    "Measure what needs no training."
+    c,name,alphas,positions = cast(seed)[s,when], f'{s}, {when}, seed {seed}', config.over_time.alphas['activations'], config.over_time.positions
+    got = run.stage(f'references, {name}', dict(c.made, alphas=alphas), lambda: references(c, alphas), _MEASURE)
+    rows = run.stage(f'similarity, {name}', dict(c.made, positions=positions), lambda: before_rows(c, positions), _MEASURE) if s==next(iter(config.settings)) else []
+    return [dict(r, setting=s, when=when, seed=seed) for r in rows], {(s,when,k,0,seed): v for k,v in got.items()}
+
+def _arm_rows(config:WithinConfig, run:Run, cast:Callable, seed:int, s:str, when:str, method:str, n:int) -> tuple[list[dict],dict]:
+    "Measure one arm of the plan."
+    look = method=='routed' and s==next(iter(config.settings)) and when!='mixed'
+    got = arm(config, run, cast(seed)[s,when], method, n, f'{s}, {when}: {method} {n}, seed {seed}', look=look)
+    return [dict(r, setting=s, when=when, method=method, seed=seed) for r in got['more']], {(s,when,method,n,seed): got}
+
+def _budget_rows(config:WithinConfig, run:Run, cast:Callable, seed:int, steps:int, method:str, n:int) -> tuple[list[dict],dict]:
+    "Measure an arm of the first setting after another number of steps."
+    s,other = next(iter(config.settings)), config.model_copy(update={'router':config.router.model_copy(update={'steps':steps})})
+    got = arm(other, run, cast(seed)[s,'late'], method, n, f'{steps} steps: {method} {n}, seed {seed}')
+    return [dict(kind='budget', setting=s, when='late', method=method, n=n, seed=seed, steps=steps, loss=got['loss'])], {}
+
+def _agreement_rows(config:WithinConfig, run:Run, cast:Callable, seed:int) -> tuple[list[dict],dict]:
+    "Compare where early and late routers send the same text."
+    s = next(iter(config.settings))
+    e,l = [_fit(config, run, cast(seed)[s,w], 'routed', 1, f'{s}, {w}: routed 1, seed {seed}')[0] for w in ('early','late')]
+    seen = agreement(*(routing(m, cast(seed)[s,'late'].val) for m in (e, l)))
+    return [dict(kind='agreement', setting=s, seed=seed, layer=i, value=float(v)) for i,v in enumerate(seen)], {}
 
 # %% ../nbs/lib/21_within_models.ipynb #8b17c253
 def _compare(config:WithinConfig, told:dict) -> list[dict]:
@@ -451,14 +454,30 @@ def _compare(config:WithinConfig, told:dict) -> list[dict]:
         for when in config.rungs: rows.append(dict(kind='plateau', setting=s, when=when, **plateau(c.spans, [of(s,when,'routed',n) for n in c.spans], config.resamples)))
     return sorted(rows, key=lambda r: (r['kind'], r['setting'], r['when'], r.get('method',''), r.get('n',0), r.get('over',''), r.get('over_n',0)))
 
+# %% ../nbs/lib/21_within_models.ipynb #5f0c9d32
+def _cast(cast:Callable, seed:int) -> tuple[list[dict],dict]:
+    "See that bases and experts are there before they are wanted."
+    cast(seed)
+    return [], {}
+
+def _parts(config:WithinConfig, run:Run, cast:Callable, seed:int) -> list[Callable]:
+    "List what to measure for one seed: functions that return rows, and what `_compare` needs."
+    first,do = next(iter(config.settings)), (config, run, cast, seed)
+    places = [(s, w) for s in config.settings for w in config.rungs] + ([(first, 'mixed')] if config.mixed else [])
+    other = [(steps, m, n) for steps in config.budgets for m,n in BUDGETED] + [(config.longer, m, n) for m,n in LONGER if config.longer]
+    return [*(partial(_place_rows, *do, *p) for p in places), *(partial(_arm_rows, *do, *p) for p in plan(config)),
+            *(partial(_budget_rows, *do, *p) for p in other if p[2]<=max(config.settings[first].spans)), partial(_agreement_rows, *do)]
+
 def _rows(
     config:WithinConfig, # As `load_config` reads it
     run:Run,             # As `run` makes it
 ) -> list[dict]:         # Tidy; the column `kind` says which other columns a row has
     "Answer the question: all seeds, all settings, all methods."
     if run.device=='cpu': torch.set_num_threads(config.threads)
-    told,rows = {}, []
-    for seed in config.seeds: rows += _seed_rows(config, run, seed, told)
+    cast,told,rows = cache(partial(casts, config, run)), {}, []
+    for got,known in run.each([*(partial(_cast, cast, s) for s in config.seeds), *(p for s in config.seeds for p in _parts(config, run, cast, s))]):
+        rows += got
+        told |= known
     keep = ('losses', 'tokens', 'more')
     arms = [dict(kind='arm', setting=s, when=w, method=m, n=n, seed=seed, **{k:v for k,v in t.items() if k not in keep}) for (s,w,m,n,seed),t in told.items()]
     return arms + rows + _compare(config, told)
