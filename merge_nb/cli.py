@@ -4,7 +4,7 @@
 
 # %% ../nbs/lib/90_cli.ipynb #33572304
 from __future__ import annotations
-import atexit, json, math, os, sys, tempfile, tomllib
+import atexit, base64, io, json, math, os, sys, tempfile, tomllib
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -131,7 +131,7 @@ def execute(
         if c.cell_type=='code': c.outputs = []
     try: shell.run_all(nb, exc_stop=True)
     except Exception as e: raise ValueError(f"{path}, cell {shell._cell_idx-1}: {type(e).__name__}: {e}") from e
-    for c in nb.cells: _aside(c)
+    for c in nb.cells: _aside(c), _small(c)
     clean_nb(nb)
     with write_beside(path) as tmp: write_nb(nb, tmp)
 
@@ -140,6 +140,15 @@ def _aside(cell:dict) -> None:
     heard = [o for o in cell.get('outputs', ()) if o.get('name')=='stderr']
     for o in heard: print(*o.text, sep='', end='', file=sys.stderr)
     if heard: cell.outputs = [o for o in cell.outputs if o not in heard]
+
+def _small(cell:dict) -> None:
+    "Keep the pictures of `cell` in 256 colours, a third of the size."
+    from PIL import Image
+    for data in (o['data'] for o in cell.get('outputs', ()) if 'image/png' in o.get('data', ())):
+        with Image.open(io.BytesIO(base64.b64decode(data['image/png']))) as im, io.BytesIO() as out:
+            if im.mode=='P': continue
+            im.convert('RGB').quantize(256, dither=Image.Dither.NONE).save(out, 'PNG', optimize=True, dpi=im.info.get('dpi'))
+            data['image/png'] = base64.b64encode(out.getvalue()).decode()
 
 # %% ../nbs/lib/90_cli.ipynb #a0ae9cf4
 @app.command()

@@ -206,7 +206,7 @@ def __call__(self:Merger,
     name:str, xs:Sequence[Tensor], base:Tensor|None=None, # The tensor of each expert and of the base, of any type
 ) -> Tensor: # Of the type of `base`, or of the first expert
     "Merge one tensor."
-    found, like = self._read(name, xs, base, look=not self.method.shows), xs[0] if base is None else base
+    found, like = self._read(name, xs, base, look=not (self.method.shows or self.scan)), xs[0] if base is None else base   # a scan has looked
     if not found or not like.numel(): return like.clone()
     extra = self.scan.result() if self.scan else {}
     if d := self.method.data: extra[d] = [o.get(name) for o in self.options[d]]
@@ -332,10 +332,10 @@ def _elect(ts:list[Tensor], w:list[float], tie:int=1, mean:bool=True, signed:boo
     mass, mask = ts[0] if len(ts)==1 else torch.add(ts[0], ts[1]), torch.empty_like(ts[0])
     for t in ts[2:]: mass.add_(t)
     sign = (torch.ge if tie>0 else torch.gt)(mass, 0, out=torch.empty_like(mass)).mul_(2).sub_(1)
-    out, voters = torch.zeros_like(sign), torch.zeros_like(sign)
-    for t,a in zip(ts, w):
-        out.add_(t.mul_(sign).relu_())
-        if mean: voters.add_(torch.gt(t, 0, out=mask), alpha=a if signed else abs(a))
+    for i,(t,a) in enumerate(zip(ts, w)):
+        agrees, a = t.mul_(sign).relu_(), a if signed else abs(a)
+        out = out.add_(agrees) if i else agrees
+        if mean: voters = voters.add_(torch.gt(t, 0, out=mask), alpha=a) if i else torch.gt(t, 0, out=torch.empty_like(t)).mul_(a)
     if mean: out.div_(voters.masked_fill_(voters.abs()<1e-8, 1) if signed else voters.clamp_(min=torch.finfo(out.dtype).tiny))
     return out.mul_(sign)
 
