@@ -4,8 +4,9 @@
 
 # %% ../nbs/lib/90_cli.ipynb #33572304
 from __future__ import annotations
-import atexit, base64, io, json, math, os, sys, tempfile, tomllib
-from contextlib import suppress
+import atexit, base64, gc, io, json, math, os, sys, tempfile, tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Optional
 import typer
@@ -315,6 +316,15 @@ def _weight_files(models:list[str]) -> list[Path]:
     "List the weights of those models that are folders."
     return [f for m in models for f in sorted(Path(m).expanduser().glob('*.safetensors'))]
 
+@contextmanager
+def _in_one_go() -> Iterator[None]:
+    "Import without looking for garbage meanwhile, which takes a tenth of the time that PyTorch needs to load."
+    gc.disable()
+    try: yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
 def _bases(given:list[str]|None) -> dict:
     "One base for all models, or one for each."
     return {} if not given else dict(base=given[0]) if len({*given})==1 else dict(bases=given)
@@ -347,7 +357,7 @@ def merge(
     given = dict(method=method, align=align, correct=correct, calibrate=calibrate, calibrate_blocks=calibrate_blocks, order=order, data=data, data_blocks=data_blocks,
         device=device, dtype=dtype, shard_size=shard_size, vocab=vocab, eval=eval_, seed=seed, hashes=hashes) | _bases(base)
     if hashes is not False and not dry_run: hash_ahead(_weight_files([*models, *(base or [])])) # while PyTorch is loaded
-    from merge_nb.on_disk import merge_on_disk
+    with _in_one_go(): from merge_nb.on_disk import merge_on_disk
     done = merge_on_disk(_merge_config(models, {k:v for k,v in given.items() if v not in (None, [])}, parse_changes(set_ or []) | ({'weights':weight} if weight else {})), out, dry_run)
     print(done, *([] if dry_run else [f'Written: {out}']), sep='\n')
     if dry_run and done.problems: raise typer.Exit(1)
