@@ -405,7 +405,7 @@ class TiesScan:
         if self.sampling is None: self.sampling, self.stride, self.whole = True, 1, True
         elif self.sampling: self._bound()
         elif self._decide(): return False
-        self.n, self.votes, self.held, self.kept = 0, 0., 0, []
+        self.n, self.votes, self.held, self.kept, self.aside = 0, 0., 0, [], []   # of `aside`: weights, entries, mass
         self.listed, self.lists, self.tallies = 0, [[] for _ in self.lo], None   # of (bits, change of the vote), and by bits
         self.counts = torch.zeros(len(self.density), 4, dtype=torch.float64)     # entries >hi, >=lo, >lo, >=hi
         return True
@@ -449,14 +449,18 @@ def _count(self:TiesScan, w:list[float], ts:list[Tensor]) -> None:
             if j>1 and lo<hi: unsure.add_(f, alpha=5-2*j)   # + above lo, - from hi on
         mass.addcmul_(t, f, value=w[i])
     if len(at := unsure.nonzero()[:,0]):
-        self._list(w, torch.stack([t[at] for t in ts]), mass[at])
+        if self.aside and (w!=self.aside[0][0] or len(self.aside)>=32): self._list()
+        self.aside.append((w, torch.stack([t[at] for t in ts]), mass[at]))
         mass[at] = 0
     self.votes += float(mass.sign_().sum())
 
 # %% ../nbs/lib/08_merge.ipynb #6a35da16
 @patch
-def _list(self:TiesScan, w:list[float], ts:Tensor, mass:Tensor) -> None:
+def _list(self:TiesScan) -> None:
     "List entries between the bounds, with the change of the vote if they stay; keep places with several of them."
+    if not self.aside: return
+    (w, *_), ts, mass = self.aside[0], *(torch.cat(parts, -1) for parts in list(zip(*self.aside))[1:])
+    self.aside = []
     size, mass, (lo, hi, w) = (ts := ts.cpu()).abs(), mass.cpu(), (ts.new_tensor(v)[:,None] for v in (self.lo, self.hi, w))
     between = (size>lo) & (size<hi)
     alone, vote = between.sum(0)==1, mass.sign()
@@ -499,6 +503,7 @@ def _bound(self:TiesScan) -> None:
 @patch
 def _decide(self:TiesScan) -> bool:
     "Find the cuts and the sign, if the bounds were right; prepare another pass, if not."
+    self._list()
     cuts, sure = [], self.held<=self.most
     for i,(d,lo,hi) in enumerate(zip(self.density, self.lo, self.hi)):
         k, (above, low, between, high) = max(1, int(d*self.n)), self.counts[i].tolist()
