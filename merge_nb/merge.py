@@ -458,10 +458,8 @@ def _count(self:TiesScan, w:list[float], ts:list[Tensor]) -> None:
 @patch
 def _list(self:TiesScan) -> None:
     "List entries between the bounds, with the change of the vote if they stay; keep places with several of them."
-    if not self.aside: return
-    (w, *_), ts, mass = self.aside[0], *(torch.cat(parts, -1) for parts in list(zip(*self.aside))[1:])
-    self.aside = []
-    size, mass, (lo, hi, w) = (ts := ts.cpu()).abs(), mass.cpu(), (ts.new_tensor(v)[:,None] for v in (self.lo, self.hi, w))
+    w, ts, mass = self.aside[0][0], *(torch.cat([a[i] for a in self.aside], -1) for i in (1, 2))
+    self.aside, size, mass, (lo, hi, w) = [], (ts := ts.cpu()).abs(), mass.cpu(), (ts.new_tensor(v)[:,None] for v in (self.lo, self.hi, w))
     between = (size>lo) & (size<hi)
     alone, vote = between.sum(0)==1, mass.sign()
     change = ((mass + (ts*between*w).sum(0)).sign() - vote).int()*alone
@@ -477,8 +475,7 @@ def _tally(self:TiesScan) -> None:
     "Count by its bits what is listed, so that lists begin anew."
     if self.tallies is None:
         widths = [max(1, _bits(hi)-_bits(lo)-1) for lo,hi in zip(self.lo, self.hi)]
-        shifts = [((w-1)//self.most).bit_length() for w in widths]
-        self.tallies = [(s, torch.zeros(2, (w-1>>s)+1, dtype=torch.int32)) for w,s in zip(widths, shifts)]
+        self.tallies = [(s := ((w-1)//self.most).bit_length(), torch.zeros(2, (w-1>>s)+1, dtype=torch.int32)) for w in widths]
     for listed,lo,(shift,tally) in zip(self.lists, self.lo, self.tallies):
         for bits,change in listed:
             at = bits-_bits(lo)-1 >> shift
@@ -503,7 +500,7 @@ def _bound(self:TiesScan) -> None:
 @patch
 def _decide(self:TiesScan) -> bool:
     "Find the cuts and the sign, if the bounds were right; prepare another pass, if not."
-    self._list()
+    if self.aside: self._list()
     cuts, sure = [], self.held<=self.most
     for i,(d,lo,hi) in enumerate(zip(self.density, self.lo, self.hi)):
         k, (above, low, between, high) = max(1, int(d*self.n)), self.counts[i].tolist()
