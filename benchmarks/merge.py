@@ -4,7 +4,7 @@
 
 A Llama of 134 million parameters in float32 and two fine-tunes of it, which are the base and small noise, are made in a temporary
 folder (about 5 GB of disk). Seconds are of whole commands, the interpreter's start and all hashes among them, with the files in the
-page cache; so are seconds of processor time. Memory is the peak of the process. `disk to disk` is the function alone, without
+page cache and nothing left to write on the disk; so are seconds of processor time. Memory is the peak of the process. `disk to disk` is the function alone, without
 hashes, over the time of copying one of the files.
 
 `MERGE_NB_MERGEKIT` names the folder of the commands of another environment in which mergekit is installed, such as /venv/bin, and
@@ -45,11 +45,14 @@ from merge_nb.checkpoints import MergeConfig, merge_checkpoints
 home = sys.argv[1]
 config = MergeConfig(method='linear', models=(f'{home}/a', f'{home}/b'), hashes=False)
 for i in range(int(sys.argv[2])+1):
+    os.sync()
     start = time.perf_counter()
     shutil.copyfile(f'{home}/a/model.safetensors', f'{home}/copy')
-    copied = time.perf_counter()
+    copied = time.perf_counter()-start
+    os.sync()
+    start = time.perf_counter()
     merge_checkpoints(config, f'{home}/out')
-    if i: print(copied-start, time.perf_counter()-copied)
+    if i: print(copied, time.perf_counter()-start)
     shutil.rmtree(f'{home}/out')
     os.unlink(f'{home}/copy')
 """
@@ -90,6 +93,7 @@ class Cost:
     "What a command took: seconds, processor seconds, peak memory in MB."
     def __init__(self, words:list[str], home:Path):
         shutil.rmtree(home/'out', ignore_errors=True)
+        os.sync() # what was written before keeps the disk busy no longer
         start = time.perf_counter()
         p = subprocess.Popen(words, cwd=home, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         said = p.stderr.read()
