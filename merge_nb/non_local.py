@@ -328,7 +328,7 @@ def _learned(
     steps = []
     new,seconds = fitted(run.cache/'classifiers', model, task, config, steps.append, run.fresh)
     run.progress.add(title, config.steps, 1., not steps)
-    run.spent[title] = seconds
+    run.spent[state_hash(new.state_dict())] = seconds # two suites may use one title
     return new
 
 def _drawn(suite:SuiteConfig, run:Run, seed:int, side:str) -> nn.Module:
