@@ -1,6 +1,6 @@
 """Time merging on disk, from the shell to the last byte, and weigh its memory; beside mergekit and FusionBench where they are installed.
 
-    python benchmarks/merge.py [--threads 2] [--runs 3] [--json PATH]
+    python benchmarks/merge.py [--threads 2] [--runs 5] [--json PATH]
 
 A Llama of 134 million parameters in float32 and two fine-tunes of it, which are the base and small noise, are made in a temporary
 folder (about 5 GB of disk). Seconds are of whole commands, the interpreter's start and all hashes among them, with the files in the
@@ -151,4 +151,4 @@ def _copy(home:Path, runs:int, rows:list, targets:list) -> None:
     rows += [row('copy of one file', copied, copied, 'shutil.copyfile, page cache warm'), row('linear, disk to disk', merged, copied, 'merge_checkpoints without hashes')]
     targets.append(target('linear, disk to disk, over a copy', ratio(merged, copied), 'x', at_most=2))
 
-if __name__=='__main__': main(__doc__, measure, runs=3, torch=False)
+if __name__=='__main__': main(__doc__, measure, runs=5, torch=False)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 import copy, html, itertools
 from collections.abc import Callable, Iterator, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
@@ -66,24 +67,35 @@ class Router(nn.Module):
         return g/g.sum(-1, keepdim=True) if self.renormalise else g
 
 # %% ../nbs/lib/10_route.ipynb #61440912
+class _Room(dict):
+    "Memory that one call uses again and again."
+    def space(self, name:Any, like:Tensor, *shape:int) -> Tensor:
+        n = prod(shape)
+        if name not in self or self[name].numel()<n: self[name] = like.new_empty(n)
+        return self[name][:n].view(shape)
+
+    def product(self, name:Any, a:Float[Tensor, "n d"], b:Float[Tensor, "d m"], add:Tensor|None=None) -> Float[Tensor, "n m"]:
+        out = self.space(name, a, len(a), b.shape[1])
+        return torch.mm(a, b, out=out) if add is None else torch.addmm(add, a, b, out=out)
+
 def _gelu(x:Tensor) -> Tensor: return F.gelu(x, approximate='tanh')
 
-class _Gelu:
+class _Gelu(NamedTuple):
     "The GELU by tanh, as x σ(u), forward and back; both may write into `x`."
-    RATE,CUBE = (8/torch.pi)**.5, .044715
+    room:_Room
 
-    @staticmethod
-    def _sigma(x:Tensor) -> Tensor: return torch.addcmul(x.new_tensor(_Gelu.RATE), x, x, value=_Gelu.CUBE*_Gelu.RATE).mul_(x).sigmoid_()
+    def _cubic(self, x:Tensor, times:int, out:Tensor) -> Tensor: # u / x if `times` is 1, the derivative of u if it is 3
+        return torch.addcmul(x.new_tensor(rate := (8/torch.pi)**.5), x, x, value=times*.044715*rate, out=out)
 
-    @staticmethod
-    def on(x:Tensor) -> Tensor: return x.mul_(_Gelu._sigma(x))
+    def _sigma(self, x:Tensor) -> Tensor: return self._cubic(x, 1, self.room.space('σ', x, *x.shape)).mul_(x).sigmoid_()
 
-    @staticmethod
-    def back(x:Tensor, t:Tensor) -> tuple[Tensor,Tensor]: # What `on` returns, and t times its derivative
-        s = _Gelu._sigma(x)
-        y = x*s
-        a = torch.addcmul(x.new_tensor(_Gelu.RATE), x, x, value=3*_Gelu.CUBE*_Gelu.RATE, out=x).mul_(y)
-        return y, torch.lerp(a, a.new_ones(()), s, out=a).mul_(t)
+    def on(self, x:Tensor) -> Tensor: return x.mul_(self._sigma(x))
+
+    def back(self, x:Tensor, t:Tensor) -> tuple[Tensor,Tensor]: # t times what `on` returns, and t times its derivative
+        s = self._sigma(x)
+        y = torch.mul(x, s, out=self.room.space('y', x, *x.shape)).mul_(t)
+        a = self._cubic(x, 3, x).mul_(y)
+        return y, torch.lerp(a, t, s, out=a)
 
 class _Any(NamedTuple):
     "Any other activation, by autograd."
@@ -91,9 +103,9 @@ class _Any(NamedTuple):
 
     def back(self, x:Tensor, t:Tensor) -> tuple[Tensor,Tensor]:
         with torch.enable_grad(): y = self.on(x := x.detach().requires_grad_())
-        return y.detach(), torch.autograd.grad(y, x, t)[0]
+        return y.detach()*t, torch.autograd.grad(y, x, t)[0]
 
-def _quick(act:Callable, x:Tensor) -> type[_Gelu]|_Any: return _Gelu if act is _gelu and x.device.type=='cpu' and x.itemsize>=4 else _Any(act)
+def _quick(act:Callable, x:Tensor, room:_Room) -> _Gelu|_Any: return _Gelu(room) if act is _gelu and x.device.type=='cpu' and x.itemsize>=4 else _Any(act)
 
 def _known(act:nn.Module) -> Callable:
     "Name the GELU by tanh, however it is written; another activation stays."
@@ -133,13 +145,6 @@ def _open(mlp:nn.Module, width:int) -> _Opened|None:
 # %% ../nbs/lib/10_route.ipynb #ebaa6173
 CHUNK,PART = 2**21, 2**17 # Entries of the stream that go through products at a time, and of a hidden layer that stay in the cache
 
-class _Room(dict):
-    "Memory that one call uses again and again."
-    def product(self, name:Any, a:Float[Tensor, "n d"], b:Float[Tensor, "d m"]) -> Float[Tensor, "n m"]:
-        n,m = len(a), b.shape[1]
-        if name not in self or self[name].numel()<n*m: self[name] = a.new_empty(n*m)
-        return torch.mm(a, b, out=self[name][:n*m].view(n, m))
-
 def _before(f:_Opened, x:Tensor, room:_Room) -> Iterator[tuple[list[Tensor], list[Tensor], slice]]:
     "Yield what goes into the activation: whole, one part after another, and the rows of the part."
     ups = [_matrix(m, x.dtype) for m in f.ups]
@@ -151,30 +156,30 @@ def _before(f:_Opened, x:Tensor, room:_Room) -> Iterator[tuple[list[Tensor], lis
 def _run(f:nn.Module|_Opened, x:Float[Tensor, "n d"], room:_Room) -> Float[Tensor, "n d"]:
     "Apply one expert."
     if not isinstance(f, _Opened): return f(x)
-    act = _quick(f.act, x)
+    act = _quick(f.act, x, room)
     for (h,*_),(a,*more),rows in _before(f, x, room):
         y = _hidden(act.on, [a, *more])
         if y is not a: h[rows] = y
-    return _times(h, *_matrix(f.down, x.dtype))
+    return room.product('out', h, *_matrix(f.down, x.dtype))
 
-def _back(f:nn.Module|_Opened, x:Tensor, g:Float[Tensor, "n 1"], dy:Tensor, stream:bool, room:_Room) -> tuple[Float[Tensor, "n"], Tensor|None]:
-    "Return the gradients of the weight of one expert and, if `stream`, of its input."
+def _back(f:nn.Module|_Opened, x:Tensor, dy:Tensor, stream:bool, room:_Room) -> tuple[Float[Tensor, "n"], Tensor|None]:
+    "Return the gradients of the weight of one expert and, if `stream`, of its input where that weight is 1."
     if not isinstance(f, _Opened):
         with torch.enable_grad():
             x = x.detach().requires_grad_(stream)
             y = f(x)
-        return (dy*y.detach()).sum(-1), torch.autograd.grad(y, x, dy*g)[0] if stream else None
-    act,(w,b) = _quick(f.act, x), _matrix(f.down, x.dtype)
+        return (dy*y.detach()).sum(-1), torch.autograd.grad(y, x, dy)[0] if stream else None
+    act,(w,b) = _quick(f.act, x, room), _matrix(f.down, x.dtype)
     t,dg = room.product('t', dy, w.t()), dy.new_zeros(len(dy)) if b is None else dy@b
     for whole,(a,*more),rows in _before(f, x, room):
-        u = t[rows]
-        y,d = act.back(a, u*more[0] if more else u)
-        dg[rows] += torch.linalg.vecdot(u, y*more[0] if more else y)
+        y,d = act.back(a, t[rows])
+        dg[rows] += torch.linalg.vecdot(y, more[0]) if more else y.sum(-1)
+        if more: d = d.mul_(more[0])
         if d is not a: whole[0][rows] = d
-        if more: whole[1][rows] = u.mul_(y)
-    if not stream: return dg, None
-    dx = sum(h@_matrix(m, x.dtype)[0].t() for h,m in zip(whole, f.ups))
-    return dg, dx.mul_(g)
+        if more: whole[1][rows] = y
+    dx = None
+    for h,m in zip(whole, f.ups if stream else ()): dx = room.product('out', h, _matrix(m, x.dtype)[0].t(), dx)
+    return dg, dx
 
 # %% ../nbs/lib/10_route.ipynb #239e6d47
 def _rows(g:Float[Tensor, "n"], width:int, sparse:bool) -> list[slice|Int[Tensor, "m"]]:
@@ -205,9 +210,9 @@ class _Mixture(torch.autograd.Function):
         dg,dx = torch.zeros_like(g), torch.zeros_like(x) if stream else None
         for i,(f,w) in enumerate(zip(ctx.experts, g.unbind(-1))):
             for rows in _rows(w, x.shape[-1], ctx.sparse):
-                a,d = _back(f, x[rows], w[rows,None].to(x.dtype), dy[rows], stream, room)
-                dg[rows,i] = a.to(dg.dtype)
-                if stream: dx.index_add_(0, rows, d) if ctx.sparse else dx[rows].add_(d)
+                a,d = _back(f, x[rows], dy[rows], stream, room)
+                dg[rows,i], v = a.to(dg.dtype), w[rows,None].to(x.dtype)
+                if stream: dx.index_add_(0, rows, d.mul_(v)) if ctx.sparse else dx[rows].addcmul_(d, v)
         return dx, dg, None, None
 
 # %% ../nbs/lib/10_route.ipynb #36f4612a
