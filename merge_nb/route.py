@@ -66,7 +66,7 @@ class Router(nn.Module):
         g = g*torch.zeros_like(g).scatter(-1, kept, 1.)
         return g/g.sum(-1, keepdim=True) if self.renormalise else g
 
-# %% ../nbs/lib/10_route.ipynb #61440912
+# %% ../nbs/lib/10_route.ipynb #5d0c7a31
 class _Room(dict):
     "Memory that one call uses again and again."
     def space(self, name:Any, like:Tensor, *shape:int) -> Tensor:
@@ -78,6 +78,7 @@ class _Room(dict):
         out = self.space(name, a, len(a), b.shape[1])
         return torch.mm(a, b, out=out) if add is None else torch.addmm(add, a, b, out=out)
 
+# %% ../nbs/lib/10_route.ipynb #61440912
 def _gelu(x:Tensor) -> Tensor: return F.gelu(x, approximate='tanh')
 
 class _Gelu(NamedTuple):
