@@ -115,8 +115,8 @@ def measure(runs:int) -> tuple[list[dict], list[dict]]:
     with tempfile.TemporaryDirectory() as d:
         home, deep = Path(d), Path(d, 'deep')
         subprocess.run([sys.executable, '-c', MAKE, home, json.dumps(LLAMA)], check=True, stderr=subprocess.DEVNULL)
-        rows, targets = [], []
-        for method in METHODS: _compare(method, home, runs, rows, targets)
+        costs, (rows, targets) = _turns(home, runs), ([], [])
+        for method in METHODS: _compare(method, costs[method], rows, targets)
         _copy(home, runs, rows, targets)
         for n in ('base', 'a', 'b'): shutil.rmtree(home/n)
         subprocess.run([sys.executable, '-c', MAKE, deep, json.dumps(LLAMA | dict(num_hidden_layers=120))], check=True, stderr=subprocess.DEVNULL)
@@ -125,11 +125,14 @@ def measure(runs:int) -> tuple[list[dict], list[dict]]:
         targets.append(target('memory of ties, 4 x the layers', (c.mb,)*3, 'MB', at_most=900))
     return rows, targets
 
-def _compare(method:str, home:Path, runs:int, rows:list, targets:list) -> None:
-    "Measure one method, ours and theirs by turns."
-    ways = {'merge_nb': ours(home, method), **others(home, method)}
-    turns = [[Cost(words, home) for words in ways.values()] for _ in range(runs+1)][1:]
-    costs = dict(zip(ways, zip(*turns)))
+def _turns(home:Path, runs:int) -> dict[str,dict[str,list[Cost]]]:
+    "Run all methods, ours and theirs by turns, once unseen and then `runs` times; what it took, by method and tool."
+    ways = {m: {'merge_nb': ours(home, m), **others(home, m)} for m in METHODS}
+    turns = [{m: {n: Cost(words, home) for n,words in w.items()} for m,w in ways.items()} for _ in range(runs+1)][1:]
+    return {m: {n: [t[m][n] for t in turns] for n in w} for m,w in ways.items()}
+
+def _compare(method:str, costs:dict[str,list[Cost]], rows:list, targets:list) -> None:
+    "Compare what one method took, ours and theirs."
     u, t = costs['merge_nb'], costs.get('mergekit 0.1.5')
     over = [o.seconds for o in u]
     spread = lambda v: (median(v), min(v), max(v))

@@ -69,13 +69,14 @@ class Router(nn.Module):
 # %% ../nbs/lib/10_route.ipynb #5d0c7a31
 class _Room(dict):
     "Memory that one call uses again and again."
-    def space(self, name:Any, like:Tensor, *shape:int) -> Tensor:
-        n = prod(shape)
-        if name not in self or self[name].numel()<n: self[name] = like.new_empty(n)
-        return self[name][:n].view(shape)
+    def space(self, name:Any, like:Tensor, shape:tuple[int,...]) -> Tensor:
+        if (got := self.get((name, shape))) is None:
+            if name not in self or self[name].numel()<prod(shape): self[name] = like.new_empty(prod(shape))
+            got = self[name, shape] = self[name][:prod(shape)].view(shape)
+        return got
 
     def product(self, name:Any, a:Float[Tensor, "n d"], b:Float[Tensor, "d m"], add:Tensor|None=None) -> Float[Tensor, "n m"]:
-        out = self.space(name, a, len(a), b.shape[1])
+        out = self.space(name, a, (len(a), b.shape[1]))
         return torch.mm(a, b, out=out) if add is None else torch.addmm(add, a, b, out=out)
 
 # %% ../nbs/lib/10_route.ipynb #61440912
@@ -86,15 +87,17 @@ class _Gelu(NamedTuple):
     room:_Room
 
     def _cubic(self, x:Tensor, times:int, out:Tensor) -> Tensor: # u / x if `times` is 1, the derivative of u if it is 3
-        return torch.addcmul(x.new_tensor(rate := (8/torch.pi)**.5), x, x, value=times*.044715*rate, out=out)
+        rate = (8/torch.pi)**.5
+        if 'rate' not in self.room: self.room['rate'] = x.new_tensor(rate)
+        return torch.addcmul(self.room['rate'], x, x, value=times*.044715*rate, out=out)
 
-    def _sigma(self, x:Tensor) -> Tensor: return self._cubic(x, 1, self.room.space('σ', x, *x.shape)).mul_(x).sigmoid_()
+    def _sigma(self, x:Tensor) -> Tensor: return self._cubic(x, 1, self.room.space('σ', x, x.shape)).mul_(x).sigmoid_()
 
     def on(self, x:Tensor) -> Tensor: return x.mul_(self._sigma(x))
 
     def back(self, x:Tensor, t:Tensor) -> tuple[Tensor,Tensor]: # t times what `on` returns, and t times its derivative
         s = self._sigma(x)
-        y = torch.mul(x, s, out=self.room.space('y', x, *x.shape)).mul_(t)
+        y = torch.mul(x, s, out=self.room.space('y', x, x.shape)).mul_(t)
         a = self._cubic(x, 3, x).mul_(y)
         return y, torch.lerp(a, t, s, out=a)
 
@@ -144,76 +147,90 @@ def _open(mlp:nn.Module, width:int) -> _Opened|None:
             if out.shape==whole.shape and torch.allclose(out, whole, rtol=1e-2, atol=1e-3*whole.abs().max().item()): return _Opened(tuple(ups), down, _known(acts[0]))
 
 # %% ../nbs/lib/10_route.ipynb #ebaa6173
-CHUNK,PART = 2**21, 2**17 # Entries of the stream that go through products at a time, and of a hidden layer that stay in the cache
+CHUNK,PART,ROWS = 2**21, 2**17, 512 # Entries of the stream that go through products at a time, and of a hidden layer that stay in the cache; rows from which products are fast
 
-def _before(f:_Opened, x:Tensor, room:_Room) -> Iterator[tuple[list[Tensor], list[Tensor], slice]]:
+def _cut(n:int, most:int) -> list[slice]:
+    "Cut `n` rows into slices of about one size."
+    step = -(-n//-(-n//most)) if n else 1
+    return [slice(i, i+step) for i in range(0, n, step)]
+
+def _steps(x:Float[Tensor, "n d"], hidden:int) -> tuple[int,int]:
+    "Say how many rows go through products at a time, and how many through the activation."
+    if x.device.type!='cpu' or not hidden: return (max(1, len(x)),)*2
+    if (narrow := 4*PART//hidden)>=ROWS: return narrow, narrow
+    return max(ROWS, CHUNK//x.shape[1]), max(1, PART//hidden)
+
+def _before(ups:list[tuple[Tensor,Tensor|None]], x:Tensor, step:int, room:_Room) -> Iterator[tuple[list[Tensor], list[Tensor], slice]]:
     "Yield what goes into the activation: whole, one part after another, and the rows of the part."
-    ups = [_matrix(m, x.dtype) for m in f.ups]
     pre = [room.product(i, x, w) for i,(w,_) in enumerate(ups)]
-    n = max(1, PART//pre[0].shape[1] if x.device.type=='cpu' else len(x))
-    for rows in (slice(i, i+n) for i in range(0, len(x), n)): yield pre, [p[rows] if b is None else p[rows].add_(b) for p,(_,b) in zip(pre, ups)], rows
+    for rows in _cut(len(x), step): yield pre, [p[rows] if b is None else p[rows].add_(b) for p,(_,b) in zip(pre, ups)], rows
 
 # %% ../nbs/lib/10_route.ipynb #7272412f
-def _run(f:nn.Module|_Opened, x:Float[Tensor, "n d"], room:_Room) -> Float[Tensor, "n d"]:
-    "Apply one expert."
-    if not isinstance(f, _Opened): return f(x)
-    act = _quick(f.act, x, room)
-    for (h,*_),(a,*more),rows in _before(f, x, room):
-        y = _hidden(act.on, [a, *more])
-        if y is not a: h[rows] = y
-    return room.product('out', h, *_matrix(f.down, x.dtype))
-
-def _back(f:nn.Module|_Opened, x:Tensor, dy:Tensor, stream:bool, room:_Room) -> tuple[Float[Tensor, "n"], Tensor|None]:
-    "Return the gradients of the weight of one expert and, if `stream`, of its input where that weight is 1."
+def _run(f:nn.Module|_Opened, x:Float[Tensor, "n d"], room:_Room) -> Iterator[tuple[slice, Tensor]]:
+    "Apply one expert: yield rows, and what becomes of them, (rows, d)."
     if not isinstance(f, _Opened):
-        with torch.enable_grad():
-            x = x.detach().requires_grad_(stream)
-            y = f(x)
-        return (dy*y.detach()).sum(-1), torch.autograd.grad(y, x, dy)[0] if stream else None
-    act,(w,b) = _quick(f.act, x, room), _matrix(f.down, x.dtype)
-    t,dg = room.product('t', dy, w.t()), dy.new_zeros(len(dy)) if b is None else dy@b
-    for whole,(a,*more),rows in _before(f, x, room):
-        y,d = act.back(a, t[rows])
-        dg[rows] += torch.linalg.vecdot(y, more[0]) if more else y.sum(-1)
-        if more: d = d.mul_(more[0])
-        if d is not a: whole[0][rows] = d
-        if more: whole[1][rows] = y
-    dx = None
-    for h,m in zip(whole, f.ups if stream else ()): dx = room.product('out', h, _matrix(m, x.dtype)[0].t(), dx)
-    return dg, dx
+        for rows in _cut(len(x), _steps(x, 4*x.shape[1])[0]): yield rows, f(x[rows])
+        return
+    act,ups,down = _quick(f.act, x, room), [_matrix(m, x.dtype) for m in f.ups], _matrix(f.down, x.dtype)
+    chunk,part = _steps(x, ups[0][0].shape[1])
+    for all_ in _cut(len(x), chunk):
+        for (h,*_),(a,*more),rows in _before(ups, x[all_], part, room):
+            y = _hidden(act.on, [a, *more])
+            if y is not a: h[rows] = y
+        yield all_, room.product('out', h, *down)
+
+def _back(f:nn.Module|_Opened, x:Tensor, dy:Tensor, stream:bool, room:_Room) -> Iterator[tuple[slice, Float[Tensor, "n"], Tensor|None]]:
+    "Yield rows, the gradient of the weight of one expert and, if `stream`, of its input where that weight is 1."
+    if not isinstance(f, _Opened):
+        for rows in _cut(len(x), _steps(x, 4*x.shape[1])[0]):
+            with torch.enable_grad(): y = f(p := x[rows].detach().requires_grad_(stream))
+            yield rows, (dy[rows]*y.detach()).sum(-1), torch.autograd.grad(y, p, dy[rows])[0] if stream else None
+        return
+    act,ups,(w,b) = _quick(f.act, x, room), [_matrix(m, x.dtype) for m in f.ups], _matrix(f.down, x.dtype)
+    chunk,part = _steps(x, ups[0][0].shape[1])
+    for all_ in _cut(len(x), chunk):
+        d = dy[all_]
+        t,dg = room.product('t', d, w.t()), d.new_zeros(len(d)) if b is None else d@b
+        for whole,(a,*more),rows in _before(ups, x[all_], part, room):
+            y,da = act.back(a, t[rows])
+            dg[rows].add_(torch.linalg.vecdot(y, more[0]) if more else y.sum(-1))
+            if more: da, whole[1][rows] = da.mul_(more[0]), y
+            if da is not a: whole[0][rows] = da
+        dx = None
+        for h,(u,_) in zip(whole, ups if stream else ()): dx = room.product('out', h, u.t(), dx)
+        yield all_, dg, dx
 
 # %% ../nbs/lib/10_route.ipynb #239e6d47
-def _rows(g:Float[Tensor, "n"], width:int, sparse:bool) -> list[slice|Int[Tensor, "m"]]:
-    "Say which tokens an expert sees; on a CPU in parts."
-    rows = g.nonzero().squeeze(1) if sparse else g
-    n = -(-len(rows)//max(512, CHUNK//width)) if g.device.type=='cpu' else min(1, len(rows))
-    if sparse: return [*rows.tensor_split(n)] if n else []
-    return [slice(len(g)*i//n, len(g)*(i+1)//n) for i in range(n)]
-
 class _Mixture(torch.autograd.Function):
     "A weighted sum of frozen experts."
+    @staticmethod
+    def _theirs(experts, g, sparse): # Each expert, the tokens it sees, and their weights
+        for i,(f,w) in enumerate(zip(experts, g.unbind(-1))):
+            seen = w.nonzero().squeeze(1) if sparse else slice(None)
+            yield i, f, seen, w[seen,None]
+
     @staticmethod
     def forward(ctx, x, g, experts, sparse):
         ctx.save_for_backward(x, g)
         ctx.experts,ctx.sparse = experts, sparse
         y,room = torch.zeros(x.shape, dtype=torch.float32 if x.dtype.itemsize<4 else x.dtype, device=x.device), _Room()
-        for f,w in zip(experts, g.to(y.dtype).unbind(-1)):
-            for rows in _rows(w, x.shape[-1], sparse):
-                part = _run(f, x[rows], room).to(y.dtype)
-                y.index_add_(0, rows, part.mul_(w[rows,None])) if sparse else y[rows].addcmul_(part, w[rows,None])
+        for _,f,seen,w in _Mixture._theirs(experts, g.to(y.dtype), sparse):
+            for rows,part in _run(f, x[seen], room):
+                part,v = part.to(y.dtype), w[rows]
+                y.index_add_(0, seen[rows], part.mul_(v)) if sparse else y[rows].addcmul_(part, v)
         return y.to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
-        (x,g),stream = ctx.saved_tensors, ctx.needs_input_grad[0]
+        (x,g),stream,sparse = ctx.saved_tensors, ctx.needs_input_grad[0], ctx.sparse
         dy,room = dy.to(x.dtype), _Room()
         dg,dx = torch.zeros_like(g), torch.zeros_like(x) if stream else None
-        for i,(f,w) in enumerate(zip(ctx.experts, g.unbind(-1))):
-            for rows in _rows(w, x.shape[-1], ctx.sparse):
-                a,d = _back(f, x[rows], dy[rows], stream, room)
-                dg[rows,i], v = a.to(dg.dtype), w[rows,None].to(x.dtype)
-                if stream: dx.index_add_(0, rows, d.mul_(v)) if ctx.sparse else dx[rows].addcmul_(d, v)
+        for i,f,seen,w in _Mixture._theirs(ctx.experts, g, sparse):
+            for rows,a,d in _back(f, x[seen], dy[seen], stream, room):
+                at,v = seen[rows] if sparse else rows, w[rows].to(x.dtype)
+                dg[at,i] = a.to(dg.dtype)
+                if stream: dx.index_add_(0, at, d.mul_(v)) if sparse else dx[at].addcmul_(d, v)
         return dx, dg, None, None
 
 # %% ../nbs/lib/10_route.ipynb #36f4612a
