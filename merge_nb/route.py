@@ -70,10 +70,11 @@ class Router(nn.Module):
 class _Room(dict):
     "Memory that one call uses again and again."
     def space(self, name:Any, like:Tensor, shape:tuple[int,...]) -> Tensor:
-        if (got := self.get((name, shape))) is None:
-            if name not in self or self[name].numel()<prod(shape): self[name] = like.new_empty(prod(shape))
-            got = self[name, shape] = self[name][:prod(shape)].view(shape)
-        return got
+        whole,views = self.get(name, (None, {}))
+        if shape not in views:
+            if whole is None or whole.numel()<prod(shape): self[name] = whole,views = like.new_empty(prod(shape)), {} # views of what was too small go with it
+            views[shape] = whole[:prod(shape)].view(shape)
+        return views[shape]
 
     def product(self, name:Any, a:Float[Tensor, "n d"], b:Float[Tensor, "d m"], add:Tensor|None=None) -> Float[Tensor, "n m"]:
         out = self.space(name, a, (len(a), b.shape[1]))
