@@ -57,7 +57,6 @@ class WithinConfig(Frozen):
     mixed:float = 0.5                    # Share of general text that the mixed experts learn with
     preferences:tuple[float,...] = (0., 0.5, 1.) # Of the first expert's task
     budgets:tuple[int,...] = ()          # Fewer steps on the task, for the methods of `BUDGETED`
-    gated:bool = True                    # Measure what others proposed?
     longer:int = 0                       # More steps on the task, for the methods of `LONGER`; 0: not measured
     resamples:int = 1000                 # Of the bootstrap
     threads:int = 2                      # On a CPU
@@ -240,8 +239,7 @@ def plan(
     if config.mixed: out += [(first, 'mixed', 'routed', n) for n in c.control_spans]
     out += [(first, 'late', 'one far layer', d) for d in range(1, depth) if d<max(c.spans)]
     out += [(first, 'late', m, n) for m in ('base as third', 'non-linear router', 'best expert only') for n in c.control_spans[:2]]
-    others = (*GATED, 'PHATGOOSE') if config.gated else ()
-    return out + [(first, 'late', m, 1) for m in ('one router for all layers', *MIXED, *others)]
+    return out + [(first, 'late', m, 1) for m in ('one router for all layers', *MIXED, *GATED, 'PHATGOOSE')]
 
 # %% ../nbs/lib/21_within_models.ipynb #cb0f12cf
 def _learn(config:WithinConfig, c:Cast, method:str) -> FinetuneConfig:
