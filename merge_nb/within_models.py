@@ -582,7 +582,8 @@ def _draw_compute(df, ax):
 
 def _draw_preferences(df, ax):
     d = pick(df, kind='preference', setting=first_setting(df), method='PWE-MoE, all preferences')
-    return line_plot(d[d.domain!='general'], 'preference', 'loss', 'domain', xlabel='preference for the first expert', ylabel='loss (nats a token)', ax=ax)
+    d = d.assign(change=d.loss-d.sort_values('preference').groupby(['seed','domain']).loss.transform('first'))
+    return line_plot(d[d.domain!='general'], 'preference', 'change', 'domain', xlabel='preference for the first expert', ylabel='loss minus that at the lowest (nats)', ax=ax)
 
 # %% ../nbs/lib/21_within_models.ipynb #3c8d2963
 def _draw_budget(df, ax):
@@ -603,7 +604,7 @@ FIGURES:dict[str,tuple[Callable,str]] = {
     'Routing': (_draw_routing, 'Where tokens go. Mean weight of the first expert by layer and text, at span one.'),
     'Compute': (_draw_compute, 'What a nat costs. Loss on the task against multiply-adds a token, one point a method, mean over seeds.'),
     'Budget': (_draw_budget, 'Who learns the task fastest. Loss after a few steps and after more, each with a schedule of its own length.'),
-    'Preferences': (_draw_preferences, 'One model for all preferences. Loss by text and preference (PWE-MoE).')}
+    'Preferences': (_draw_preferences, 'One model for all preferences. What the preference for an expert changes in the loss on each text (PWE-MoE).')}
 
 MEASURED = ('loss', 'accuracy', 'chosen', 'cka', 'weight', 'entropy', 'value', 'low', 'high', 'start', 'gain', 'gain_low', 'gain_high', 'seeds_low', 'seeds_high')
 EXPERIMENT = register(Experiment('within-models', WithinConfig, _rows, FIGURES, _work, MEASURED))
