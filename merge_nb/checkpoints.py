@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch, yaml
 from torch import Tensor
 from . import __version__
-from .core import Frozen, choose, write_through
+from .core import Frozen, choose
 from .headers import _DTYPES, Checkpoint, metadata, open_checkpoint, read_header
 from .merge import METHODS, Merger, _round
 
@@ -546,6 +546,8 @@ def plan(
     return Plan(config, models, slots, rows, problems, notes+also+more, shards(slots, parse_size(config.shard_size)), memory+held, disk, free)
 
 # %% ../nbs/lib/09_checkpoints.ipynb #1faf3ff4
+_STEP = 2**20 # bytes that are hashed at a time
+
 class Writer:
     "A safetensors file whose tensors are put in their places by any thread, in any order."
     def __init__(self,
@@ -560,21 +562,24 @@ class Writer:
         head += b' '*(-len(head) % 8)
         self.path, self.sha, self.done, self.end = path, sha256() if hashed else None, 0, 8+len(head)+end
         self.starts = {s.name: 8+len(head)+places[s.name]['data_offsets'][0] for s in slots}
-        path.write_bytes(head := len(head).to_bytes(8, 'little') + head)
+        path.write_bytes(len(head).to_bytes(8, 'little') + head)
         os.truncate(path, self.end)
-        self.follow(head)
+        self.follow(8+len(head))
 
-    def put(self, s:Slot, x:Tensor) -> memoryview: # One of `slots`, or some of the entries that begin with it; and its numbers
-        "Write a tensor, or a part, in its place; return its bytes."
+    def put(self, s:Slot, x:Tensor) -> None: # One of `slots`, or some of the entries that begin with it; and its numbers
+        "Write a tensor, or a part, in its place."
         assert (x.dtype, x.shape)==(s.dtype, s.shape), f'{s.name}: {x.dtype} {tuple(x.shape)} in the place of {s.dtype} {s.shape}'
-        data = x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-        with open(self.path, 'r+b') as f: write_through(f, data, self.starts[s.name] + s.entries.start*s.dtype.itemsize)
-        return data
+        with open(self.path, 'r+b') as f:
+            f.seek(self.starts[s.name] + s.entries.start*s.dtype.itemsize)
+            f.write(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
-    def follow(self, data:memoryview|bytes) -> None: # What lies behind all that came before
+    def follow(self, n:int) -> None: # Bytes that are in their places now, from where it was left
         "Take more of the file into the hash."
-        if self.sha: self.sha.update(data)
-        self.done += len(data)
+        if self.sha:
+            with open(self.path, 'rb') as f:
+                f.seek(self.done)
+                for i in range(0, n, _STEP): self.sha.update(f.read(min(_STEP, n-i)))
+        self.done += n
 
     def close(self) -> str|None: # SHA-256
         "Check that the file is whole."
@@ -604,7 +609,7 @@ def ahead(
             done, result = waiting.popleft()
             yield done, result.result()
 
-_ENTRIES = 2**20 # of a part: few enough that memory is used again
+_ENTRIES = 2**21 # of a part: few enough that memory is used again
 
 def _joined(p:Plan, merger:Merger, a:Slot, b:Slot) -> bool:
     "Tell whether `b` lies behind `a` in every file, is of the same type and is merged in the same way."
@@ -667,10 +672,11 @@ def _write(p:Plan, folder:Path) -> dict[str,str]:
     merger, files = _merger(p.config, p.slots, p.measured), [Writer(folder/name, slots, p.config.hashes) for name,slots in p.files]
     jobs = [(w, s) for w,(_,slots) in zip(files, p.files) for s in (_parts(p, merger, slots) if merger.entrywise else slots)]
     _scan(p, merger, [s for _,s in jobs])
-    def do(job): return job[0].put(job[1], _merge_slot(p, merger, job[1]))
-    def size(job): return min(_bytes(p, job[1]), _AHEAD+1)  # a large tensor goes along with small ones, but not with another
-    done = ahead(jobs, do, size, 2*_AHEAD, min(8, os.cpu_count() or 1))
-    for _ in ahead(done, lambda d: d[0][0].follow(d[1]), lambda d: len(d[1]), _AHEAD//8): pass
+    def do(job): job[0].put(job[1], _merge_slot(p, merger, job[1]))
+    with ThreadPoolExecutor(1) as pool:
+        def size(job): return min(_bytes(p, job[1]), _AHEAD+1)  # a large tensor goes along with small ones, but not with another
+        for (w,s),_ in ahead(jobs, do, size, 2*_AHEAD, min(8, os.cpu_count() or 1)): last = pool.submit(w.follow, s.size)
+        last.result()
     hashes = {w.path.name: w.close() or 'not recorded' for w in files}
     if len(p.files)>1:
         index = dict(metadata={'total_size':sum(s.size for s in p.slots)}, weight_map={s.name:f for f,o in p.files for s in o})

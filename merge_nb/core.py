@@ -4,17 +4,17 @@
 
 # %% ../nbs/lib/00_core.ipynb #870625d0
 from __future__ import annotations
-import errno, hashlib, json, mmap, os, random, tomllib
+import hashlib, json, mmap, os, random, tomllib
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, BinaryIO, Iterable, Iterator
+from typing import Any, Iterable, Iterator
 from pydantic import BaseModel, ConfigDict, model_validator
 
 # %% auto #0
-__all__ = ['choose', 'root', 'cache_dir', 'write_beside', 'write_through', 'key_of', 'hash_ahead', 'file_hash', 'state_hash',
-           'seed_of', 'seed_all', 'Frozen']
+__all__ = ['choose', 'root', 'cache_dir', 'write_beside', 'key_of', 'hash_ahead', 'file_hash', 'state_hash', 'seed_of',
+           'seed_all', 'Frozen']
 
 # %% ../nbs/lib/00_core.ipynb #83d513b1
 def choose(
@@ -60,23 +60,6 @@ def write_beside(
         yield tmp
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
-
-# %% ../nbs/lib/00_core.ipynb #e84b07d9
-def write_through(
-    f:BinaryIO,            # An open file
-    data:memoryview|bytes, # All of this is written
-    at:int,                # From this byte on
-) -> None:
-    "Write without leaving much in the page cache, where the system can do so."
-    data, flag = memoryview(data), 0x80 # RWF_DONTCACHE
-    try:
-        while data:
-            n = os.pwritev(f.fileno(), [data], at, flag)
-            data, at = data[n:], at+n
-    except (AttributeError, NotImplementedError, OSError) as e:
-        if isinstance(e, OSError) and e.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS): raise
-        f.seek(at)
-        f.write(data)
 
 # %% ../nbs/lib/00_core.ipynb #6d854674
 def key_of(
