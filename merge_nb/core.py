@@ -4,17 +4,17 @@
 
 # %% ../nbs/lib/00_core.ipynb #870625d0
 from __future__ import annotations
-import hashlib, json, mmap, os, random, tomllib
+import ctypes, hashlib, json, mmap, os, random, tomllib
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Iterable, Iterator
 from pydantic import BaseModel, ConfigDict, model_validator
 
 # %% auto #0
-__all__ = ['choose', 'root', 'cache_dir', 'write_beside', 'key_of', 'hash_ahead', 'file_hash', 'state_hash', 'seed_of',
-           'seed_all', 'Frozen']
+__all__ = ['choose', 'root', 'cache_dir', 'write_beside', 'keep_memory', 'key_of', 'hash_ahead', 'file_hash', 'state_hash',
+           'seed_of', 'seed_all', 'Frozen']
 
 # %% ../nbs/lib/00_core.ipynb #83d513b1
 def choose(
@@ -60,6 +60,14 @@ def write_beside(
         yield tmp
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
+
+# %% ../nbs/lib/00_core.ipynb #a2d7719e
+def keep_memory() -> None:
+    "Let this process keep the memory that it frees, for what it allocates next; where the allocator is not glibc's, nothing changes."
+    with suppress(AttributeError, OSError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-3, 2**25)   # M_MMAP_THRESHOLD, at most this: blocks up to here are kept
+        mallopt(-1, 2**31-1) # M_TRIM_THRESHOLD
 
 # %% ../nbs/lib/00_core.ipynb #6d854674
 def key_of(

@@ -14,7 +14,7 @@ from threading import Thread
 from typing import Any
 from fastcore.basics import patch
 from filelock import FileLock
-from .core import Frozen, cache_dir, choose, key_of, root, write_beside
+from .core import Frozen, cache_dir, choose, keep_memory, key_of, root, write_beside
 from .results import SCALES, Record, compare, disagreements, is_current, recall, record, render, tree_state
 
 # %% auto #0
@@ -305,6 +305,7 @@ def run(
     "Run an experiment at a scale and write its record."
     choose(scale, SCALES, 'scale') # before anything heavy is imported
     if jobs>1 and not resume: raise ValueError("`jobs`: of several processes that start from nothing, each would undo what the others did; give a fresh `cache` instead")
+    keep_memory()
     state,experiment = tree_state(), find(name)
     changes = {**(changes or {}), **({'seeds':list(seeds)} if seeds else {})}
     config = load_config(name, scale, file, **changes)

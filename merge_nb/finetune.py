@@ -124,8 +124,8 @@ def next_token_loss(
     ids:Int[Tensor, "b s"], # Token ids
 ) -> Float[Tensor, ""]:     # Nats a token
     "Average the cross-entropy of predicting each next token of `ids`."
-    logits = model(input_ids=ids, use_cache=False).logits[:,:-1]
-    return F.cross_entropy(logits.flatten(0, 1).float(), ids[:,1:].flatten())
+    logits, after = model(input_ids=ids, use_cache=False).logits, F.pad(ids[:,1:], (0, 1), value=-100)
+    return F.cross_entropy(logits.flatten(0, 1).float(), after.flatten())
 
 def _copy(model:nn.Module, params:str, device:torch.device) -> nn.Module:
     "Copy `model`; if only marked parameters learn, the frozen ones are shared, unless they must move."

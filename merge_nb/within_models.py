@@ -7,7 +7,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, cached_property, partial
+from functools import cache, cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 import numpy as np, pandas as pd, torch
@@ -358,17 +358,22 @@ def reach(
     return pd.DataFrame(out)
 
 # %% ../nbs/lib/21_within_models.ipynb #3efa5f4e
+@lru_cache(8)
+def _redrawn(tokens:bytes, shape:tuple[int,int], n:int, seed:int) -> tuple[np.ndarray,np.ndarray]:
+    "Redraw seeds, (n, seeds), and documents of each: how often, (n, seeds, documents)."
+    tokens,rng = np.frombuffer(tokens).reshape(shape), np.random.default_rng(seed)
+    seeds,times = np.empty((n, shape[0]), int), np.zeros((n, *shape))
+    for i in range(n):
+        seeds[i] = rng.integers(0, shape[0], shape[0])
+        for j,s in enumerate(seeds[i]):
+            there = np.flatnonzero(tokens[s])
+            times[i,j] = np.bincount(rng.choice(there, len(there)), minlength=shape[1])
+    return seeds, times
+
 def _draws(losses:np.ndarray, tokens:np.ndarray, n:int, seed:int) -> np.ndarray:
     "Redraw seeds and documents: losses a token, (n, curves), of losses (seeds, curves, documents)."
-    rng,out = np.random.default_rng(seed), []
-    for _ in range(n):
-        means = []
-        for s in rng.integers(0, len(losses), len(losses)):
-            there = np.flatnonzero(tokens[s])
-            w = np.bincount(rng.choice(there, len(there)), minlength=tokens.shape[1])
-            means.append(losses[s]@w/(tokens[s]@w))
-        out.append(np.mean(means, 0))
-    return np.array(out)
+    seeds,times = _redrawn(tokens.tobytes(), tokens.shape, n, seed) # the same for all that was measured on these documents
+    return ((losses[seeds]@times[...,None])[...,0]/(tokens[seeds]*times).sum(-1, keepdims=True)).mean(1)
 
 def _stack(told:list[dict]) -> tuple[np.ndarray,np.ndarray]:
     "Line up documents of several seeds: (seeds, documents) each, filled with empty ones."
@@ -463,8 +468,8 @@ def _parts(config:WithinConfig, run:Run, cast:Callable, seed:int) -> list[Callab
     first,do = next(iter(config.settings)), (config, run, cast, seed)
     places = [(s, w) for s in config.settings for w in config.rungs] + ([(first, 'mixed')] if config.mixed else [])
     other = [(steps, m, n) for steps in config.budgets for m,n in BUDGETED] + [(config.longer, m, n) for m,n in LONGER if config.longer]
-    return [*(partial(_place_rows, *do, *p) for p in places), *(partial(_arm_rows, *do, *p) for p in plan(config)),
-            *(partial(_budget_rows, *do, *p) for p in other if p[2]<=max(config.settings[first].spans)), partial(_agreement_rows, *do)]
+    return [*(partial(_place_rows, *do, *p) for p in places), *(partial(_budget_rows, *do, *p) for p in other if p[2]<=max(config.settings[first].spans)),
+            *(partial(_arm_rows, *do, *p) for p in plan(config)), partial(_agreement_rows, *do)]
 
 def _rows(
     config:WithinConfig, # As `load_config` reads it
