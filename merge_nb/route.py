@@ -84,7 +84,7 @@ class _Room(dict):
 def _gelu(x:Tensor) -> Tensor: return F.gelu(x, approximate='tanh')
 
 class _Gelu(NamedTuple):
-    "The GELU by tanh, as x σ(u), forward and back; both may write into `x`."
+    "The GELU by tanh, as x σ(u), and its slope; both may write into `x`."
     room:_Room
 
     def _cubic(self, x:Tensor, times:int, out:Tensor) -> Tensor: # u / x if `times` is 1, the derivative of u if it is 3
@@ -96,26 +96,30 @@ class _Gelu(NamedTuple):
 
     def on(self, x:Tensor) -> Tensor: return x.mul_(self._sigma(x))
 
-    def back(self, x:Tensor, t:Tensor) -> tuple[Tensor,Tensor]: # t times what `on` returns, and t times its derivative
+    def slope(self, x:Tensor, out:Tensor) -> Tensor: # What `on` returns; the derivative is left in `out`
         s = self._sigma(x)
-        y = torch.mul(x, s, out=self.room.space('y', x, x.shape)).mul_(t)
-        a = self._cubic(x, 3, x).mul_(y)
-        return y, torch.lerp(a, t, s, out=a)
+        p = self._cubic(x, 3, out).mul_(y := x.mul_(s))
+        if 'one' not in self.room: self.room['one'] = x.new_ones(())
+        torch.lerp(p, self.room['one'], s, out=out)
+        return y
 
 class _Any(NamedTuple):
     "Any other activation, by autograd."
     on:Callable
 
-    def back(self, x:Tensor, t:Tensor) -> tuple[Tensor,Tensor]:
+    def slope(self, x:Tensor, out:Tensor) -> Tensor:
         with torch.enable_grad(): y = self.on(x := x.detach().requires_grad_())
-        return y.detach()*t, torch.autograd.grad(y, x, t)[0]
+        out.copy_(torch.autograd.grad(y, x, torch.ones_like(y))[0])
+        return y.detach()
 
 def _quick(act:Callable, x:Tensor, room:_Room) -> _Gelu|_Any: return _Gelu(room) if act is _gelu and x.device.type=='cpu' and x.itemsize>=4 else _Any(act)
 
-def _known(act:nn.Module) -> Callable:
-    "Name the GELU by tanh, however it is written; another activation stays."
+def _known(act:nn.Module) -> Callable|None:
+    "Name the GELU by tanh, however it is written; another activation stays, unless it mixes entries."
     x = torch.linspace(-6, 6, 97)
-    with torch.no_grad(): return _gelu if torch.allclose(act(x), _gelu(x), rtol=1e-5, atol=1e-6) else act
+    with torch.no_grad(): y, each = act(x), act(x[:,None])[:,0]
+    if not torch.allclose(y, each, equal_nan=True): return None
+    return _gelu if torch.allclose(y, _gelu(x), rtol=1e-5, atol=1e-6) else act
 
 # %% ../nbs/lib/10_route.ipynb #c162e51c
 class _Opened(NamedTuple):
@@ -137,7 +141,7 @@ def _open(mlp:nn.Module, width:int) -> _Opened|None:
     leaves = [m for m in mlp.modules() if not [*m.children()]]
     matrices = [m for m in leaves if isinstance(m, (nn.Linear, Conv1D))]
     acts = [m for m in leaves if not [*m.parameters()] and not isinstance(m, (nn.Dropout, nn.Identity))]
-    if len(acts)!=1 or len(matrices) not in (2, 3): return None
+    if len(acts)!=1 or len(matrices) not in (2, 3) or (act := _known(acts[0])) is None: return None
     p = next(mlp.parameters())
     x = torch.linspace(-2, 2, 3*width, device=p.device, dtype=p.dtype).view(3, width).sin()
     with torch.no_grad():
@@ -145,10 +149,11 @@ def _open(mlp:nn.Module, width:int) -> _Opened|None:
         for *ups,down in itertools.permutations(matrices):
             try: out = _times(_hidden(acts[0], [_times(x, *_matrix(m, p.dtype)) for m in ups]), *_matrix(down, p.dtype))
             except RuntimeError: continue # shapes that do not fit
-            if out.shape==whole.shape and torch.allclose(out, whole, rtol=1e-2, atol=1e-3*whole.abs().max().item()): return _Opened(tuple(ups), down, _known(acts[0]))
+            if out.shape==whole.shape and torch.allclose(out, whole, rtol=1e-2, atol=1e-3*whole.abs().max().item()): return _Opened(tuple(ups), down, act)
 
 # %% ../nbs/lib/10_route.ipynb #ebaa6173
-CHUNK,PART,ROWS = 2**21, 2**17, 512 # Entries of the stream that go through products at a time, and of a hidden layer that stay in the cache; rows from which products are fast
+CHUNK,PART,ROWS = 2**21, 2**17, 512 # Entries of the stream that go through products at a time, and of a hidden layer that stay in the cache of a core; rows from which products are fast
+KEPT = 7*2**20                      # Entries that a layer keeps for the way back, at most
 
 def _cut(n:int, most:int) -> list[slice]:
     "Cut `n` rows into slices of about one size."
@@ -158,26 +163,40 @@ def _cut(n:int, most:int) -> list[slice]:
 def _steps(x:Float[Tensor, "n d"], hidden:int) -> tuple[int,int]:
     "Say how many rows go through products at a time, and how many through the activation."
     if x.device.type!='cpu' or not hidden: return (max(1, len(x)),)*2
-    if (narrow := 4*PART//hidden)>=ROWS: return narrow, narrow
-    return max(ROWS, CHUNK//x.shape[1]), max(1, PART//hidden)
+    part = PART*torch.get_num_threads()
+    return max(ROWS, 8*PART//hidden if 4*PART//hidden>=ROWS else CHUNK//x.shape[1]), max(1, part//hidden)
 
 def _before(ups:list[tuple[Tensor,Tensor|None]], x:Tensor, step:int, room:_Room) -> Iterator[tuple[list[Tensor], list[Tensor], slice]]:
     "Yield what goes into the activation: whole, one part after another, and the rows of the part."
     pre = [room.product(i, x, w) for i,(w,_) in enumerate(ups)]
     for rows in _cut(len(x), step): yield pre, [p[rows] if b is None else p[rows].add_(b) for p,(_,b) in zip(pre, ups)], rows
 
+# %% ../nbs/lib/10_route.ipynb #b1c0a9e2
+def _room_for(f:nn.Module|_Opened, x:Tensor, stream:bool, left:int) -> list[Tensor]:
+    "Make room for what `f` returns and, if `stream`, for its slopes; none if there are not enough entries `left`."
+    if stream and not isinstance(f, _Opened): return []
+    hidden = [_matrix(u, x.dtype)[0].shape[1] for u in f.ups] if stream else []
+    return [x.new_empty(len(x), d) for d in (x.shape[1], *hidden)] if len(x)*(x.shape[1]+sum(hidden))<=left else []
+
+def _sloped(act:_Gelu|_Any, pre:Sequence[Tensor], slopes:Sequence[Tensor]) -> Tensor:
+    "Return a hidden layer; its derivatives by what goes into it are left in `slopes`."
+    y = act.slope(pre[0], slopes[0])
+    if len(pre)==1: return y
+    slopes[0].mul_(pre[1])
+    return torch.mul(slopes[1].copy_(y), pre[1], out=pre[0])
+
 # %% ../nbs/lib/10_route.ipynb #7272412f
-def _run(f:nn.Module|_Opened, x:Float[Tensor, "n d"], room:_Room) -> Iterator[tuple[slice, Tensor]]:
-    "Apply one expert: yield rows, and what becomes of them, (rows, d)."
+def _run(f:nn.Module|_Opened, x:Float[Tensor, "n d"], room:_Room, slopes:Sequence[Tensor]=()) -> Iterator[tuple[slice, Tensor]]:
+    "Apply one expert: yield rows, and what becomes of them, (rows, d); leave slopes in `slopes`, if there is room."
     if not isinstance(f, _Opened):
         for rows in _cut(len(x), _steps(x, 4*x.shape[1])[0]): yield rows, f(x[rows])
         return
     act,ups,down = _quick(f.act, x, room), [_matrix(m, x.dtype) for m in f.ups], _matrix(f.down, x.dtype)
     chunk,part = _steps(x, ups[0][0].shape[1])
     for all_ in _cut(len(x), chunk):
-        for (h,*_),(a,*more),rows in _before(ups, x[all_], part, room):
-            y = _hidden(act.on, [a, *more])
-            if y is not a: h[rows] = y
+        for (h,*_),pre,rows in _before(ups, x[all_], part, room):
+            y = _sloped(act, pre, [s[all_][rows] for s in slopes]) if slopes else _hidden(act.on, pre)
+            if y is not pre[0]: h[rows] = y
         yield all_, room.product('out', h, *down)
 
 def _back(f:nn.Module|_Opened, x:Tensor, dy:Tensor, stream:bool, room:_Room) -> Iterator[tuple[slice, Float[Tensor, "n"], Tensor|None]]:
@@ -192,14 +211,29 @@ def _back(f:nn.Module|_Opened, x:Tensor, dy:Tensor, stream:bool, room:_Room) -> 
     for all_ in _cut(len(x), chunk):
         d = dy[all_]
         t,dg = room.product('t', d, w.t()), d.new_zeros(len(d)) if b is None else d@b
-        for whole,(a,*more),rows in _before(ups, x[all_], part, room):
-            y,da = act.back(a, t[rows])
-            dg[rows].add_(torch.linalg.vecdot(y, more[0]) if more else y.sum(-1))
-            if more: da, whole[1][rows] = da.mul_(more[0]), y
-            if da is not a: whole[0][rows] = da
-        dx = None
-        for h,(u,_) in zip(whole, ups if stream else ()): dx = room.product('out', h, u.t(), dx)
-        yield all_, dg, dx
+        for whole,pre,rows in _before(ups, x[all_], part, room):
+            slopes = [room.space(('slope', i), p, p.shape) for i,p in enumerate(pre)]
+            dg[rows].add_(torch.linalg.vecdot(_sloped(act, pre, slopes), t[rows]))
+            for p,s in zip(pre, slopes): torch.mul(s, t[rows], out=p)
+        yield all_, dg, _below(ups, whole, room) if stream else None
+
+# %% ../nbs/lib/10_route.ipynb #b1c0a9e3
+def _below(ups:list[tuple[Tensor,Tensor|None]], grads:Sequence[Tensor], room:_Room) -> Tensor:
+    "Take gradients of what goes into the activation to what the matrices multiply."
+    dx = None
+    for h,(u,_) in zip(grads, ups): dx = room.product('out', h, u.t(), dx)
+    return dx
+
+def _back_kept(f:_Opened, dy:Tensor, kept:Sequence[Tensor], room:_Room) -> Iterator[tuple[slice, Float[Tensor, "n"], Tensor|None]]:
+    "Yield the same from what `_run` left."
+    (out,*slopes),everything = kept, slice(0, len(dy))
+    dg = torch.linalg.vecdot(out, dy)
+    if not slopes: yield everything, dg, None; return
+    ups,(w,_) = [_matrix(m, dy.dtype) for m in f.ups], _matrix(f.down, dy.dtype)
+    for rows in _cut(len(dy), max(ROWS, _steps(dy, w.shape[0])[1])):
+        t = room.product('t', dy[rows], w.t())
+        grads = [torch.mul(s[rows], t, out=room.space(i, t, t.shape)) for i,s in enumerate(slopes[1:])]
+        yield rows, dg[rows], _below(ups, [t.mul_(slopes[0][rows]), *grads], room)
 
 # %% ../nbs/lib/10_route.ipynb #239e6d47
 class _Mixture(torch.autograd.Function):
@@ -211,28 +245,33 @@ class _Mixture(torch.autograd.Function):
             yield i, f, seen, w[seen,None]
 
     @staticmethod
-    def forward(ctx, x, g, experts, sparse):
-        ctx.save_for_backward(x, g)
-        ctx.experts,ctx.sparse = experts, sparse
+    def forward(ctx, x, g, experts, sparse, back): # `back`: will there be a way back?
         y,room = torch.zeros(x.shape, dtype=torch.float32 if x.dtype.itemsize<4 else x.dtype, device=x.device), _Room()
+        kept,left = [], KEPT if back else -1
         for _,f,seen,w in _Mixture._theirs(experts, g.to(y.dtype), sparse):
-            for rows,part in _run(f, x[seen], room):
+            kept.append(mine := _room_for(f, xs := x[seen], ctx.needs_input_grad[0], left))
+            left -= sum(t.numel() for t in mine)
+            for rows,part in _run(f, xs, room, mine[1:]):
+                if mine: mine[0][rows] = part
                 part,v = part.to(y.dtype), w[rows]
                 y.index_add_(0, seen[rows], part.mul_(v)) if sparse else y[rows].addcmul_(part, v)
+        ctx.save_for_backward(x, g, *(t for mine in kept for t in mine))
+        ctx.experts,ctx.sparse,ctx.kept = experts, sparse, [len(mine) for mine in kept]
         return y.to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
-        (x,g),stream,sparse = ctx.saved_tensors, ctx.needs_input_grad[0], ctx.sparse
+        (x,g,*kept),stream,sparse = ctx.saved_tensors, ctx.needs_input_grad[0], ctx.sparse
         dy,room = dy.to(x.dtype), _Room()
         dg,dx = torch.zeros_like(g), torch.zeros_like(x) if stream else None
         for i,f,seen,w in _Mixture._theirs(ctx.experts, g, sparse):
-            for rows,a,d in _back(f, x[seen], dy[seen], stream, room):
+            mine,kept = kept[:ctx.kept[i]], kept[ctx.kept[i]:]
+            for rows,a,d in _back_kept(f, dy[seen], mine, room) if mine else _back(f, x[seen], dy[seen], stream, room):
                 at,v = seen[rows] if sparse else rows, w[rows].to(x.dtype)
                 dg[at,i] = a.to(dg.dtype)
                 if stream: dx.index_add_(0, at, d.mul_(v)) if sparse else dx[at].addcmul_(d, v)
-        return dx, dg, None, None
+        return dx, dg, None, None, None
 
 # %% ../nbs/lib/10_route.ipynb #36f4612a
 class RoutedMLP(nn.Module):
@@ -262,7 +301,7 @@ class RoutedMLP(nn.Module):
         if self.opened is None: self.opened = [_open(m, x.shape[-1]) or m for m in self.experts]
         kind,flat = x.device.type, x.reshape(-1, x.shape[-1])
         if torch.is_autocast_enabled(kind): flat = flat.to(torch.get_autocast_dtype(kind))
-        with torch.autocast(kind, enabled=False): y = _Mixture.apply(flat, g.reshape(-1, g.shape[-1]), self.opened, self.sparse)
+        with torch.autocast(kind, enabled=False): y = _Mixture.apply(flat, g.reshape(-1, g.shape[-1]), self.opened, self.sparse, torch.is_grad_enabled())
         return y.view(x.shape).to(x.dtype)
 
 # %% ../nbs/lib/10_route.ipynb #3f456f01
