@@ -149,7 +149,7 @@ def generation(runs:int, tokens:int=48) -> tuple[list[dict], list[dict]]:
 
 def measure(runs:int) -> tuple[list[dict], list[dict]]:
     "All cases."
-    (wide, a), (narrow, b) = dense(runs, WIDE), dense(4*runs, NARROW)
+    (wide, a), (narrow, b) = dense(2*runs, WIDE), dense(4*runs, NARROW)
     (slow, _), (small, c) = dense(max(1, runs//2), WIDE, 'gelu_new'), dense(4*runs, NARROW, 'gelu_new')
     for r in slow+small: r['name'] += ', gelu_new'
     (cut, less), (said, speed) = sparse(runs), generation(runs)
