@@ -112,13 +112,16 @@ class _Any(NamedTuple):
         out.copy_(torch.autograd.grad(y, x, torch.ones_like(y))[0])
         return y.detach()
 
+# %% ../nbs/lib/10_route.ipynb #b1c0a9e6
 def _quick(act:Callable, x:Tensor, room:_Room) -> _Gelu|_Any: return _Gelu(room) if act is _gelu and x.device.type=='cpu' and x.itemsize>=4 else _Any(act)
 
 def _known(act:nn.Module) -> Callable|None:
-    "Name the GELU by tanh, however it is written; another activation stays, unless it mixes entries."
+    "Name the GELU by tanh, however it is written; another activation stays; None if it does not take each entry by itself."
     x = torch.linspace(-6, 6, 97)
-    with torch.no_grad(): y, each = act(x), act(x[:,None])[:,0]
-    if not torch.allclose(y, each, equal_nan=True): return None
+    try:
+        with torch.no_grad(): y, each = act(x), act(x[:,None])[:,0]
+    except (RuntimeError, TypeError, IndexError): return None
+    if y.shape!=each.shape or not torch.allclose(y, each, equal_nan=True): return None
     return _gelu if torch.allclose(y, _gelu(x), rtol=1e-5, atol=1e-6) else act
 
 # %% ../nbs/lib/10_route.ipynb #c162e51c
