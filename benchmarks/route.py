@@ -5,8 +5,8 @@
 Experts are the MLPs of a fresh GPT-2; `e` experts, width `d`, `n` tokens. Forward and backward gives the gradients of the router and
 of the stream, and none of a frozen matrix. Bare products write into one buffer, without biases, activations and routing: 2 products
 an expert forward; backward 2 where all hidden layers are kept, 3 where none is, for each is worked out again. Ours keeps some, those
-of as many experts as fit under a limit: six at width 96, none at width 768. Contestants agree in values and gradients, which is
-checked, and take turns within each run. A ratio is the row's seconds over those of the row its note names, or of the first row of its
+of as many experts as fit under a limit: of eight that see all tokens six at width 96, none at width 768. Contestants agree in
+values and gradients, which is checked, and take turns within each run. A ratio is the row's seconds over those of the row its note names, or of the first row of its
 case. Bytes are those of the tensors made in one pass and alive at one time, weights and input apart.
 """
 from __future__ import annotations
