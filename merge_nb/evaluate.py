@@ -105,9 +105,12 @@ def evaluate(
     blocks:Dataset|Mapping|Int[Tensor, "n s"], # Packed blocks, or token ids; see `read_blocks`
     batch_size:int=32,  # Blocks in one forward pass
     device:str|torch.device|None=None, # Where to run; None: where the model is
+    documents:np.ndarray|None=None, # Indices of documents to measure on, as `on` does; blocks without any of them are not run
 ) -> Evaluation:        # Losses by document if `blocks` says which document each token belongs to
     "Measure how well `model` predicts `blocks`."
     ids, docs = read_blocks(blocks)
+    n = 0 if docs is None else int(docs.max())+1
+    if documents is not None: ids, docs = _with(ids, docs, documents)
     _check_ids(model, ids)
     if batch_size<1: raise ValueError(f"`batch_size` is {batch_size}; expected at least 1")
     out = []
@@ -119,8 +122,16 @@ def evaluate(
     mean = losses.mean(1)
     if docs is None: return _summary(losses.sum(1), np.full(len(ids), losses.shape[1]), hits.sum(1), False, mean)
     of = docs[:,1:].ravel()                                                            # a prediction belongs to the document of the predicted token
-    count = lambda w=None: np.bincount(of, None if w is None else w.ravel(), minlength=int(docs.max())+1)
-    return _summary(count(losses), count(), count(hits), True, mean)
+    count = lambda w=None: np.bincount(of, None if w is None else w.ravel(), minlength=n)
+    e = _summary(count(losses), count(), count(hits), True, mean)
+    return e if documents is None else e.on(documents)
+
+def _with(ids:np.ndarray, docs:np.ndarray|None, documents:np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    "Keep the blocks in which a token of `documents` is predicted."
+    if docs is None: raise ValueError("`documents` are given, but `blocks` has no column `document`")
+    rows = np.isin(docs[:,1:], documents).any(1)
+    if not rows.any(): raise ValueError(f"`documents`: no token was predicted in these {len(documents)} documents")
+    return ids[rows], docs[rows]
 
 # %% ../nbs/lib/03_evaluate.ipynb #b98a345e
 def split_documents(

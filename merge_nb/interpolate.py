@@ -124,6 +124,7 @@ def path(
     alphas:Sequence[float],  # Weights of `a`, in [0, 1]
     space:str='activations', # "activations", "lerp" or "slerp"
     batch_size:int=32,       # Blocks in one forward pass
+    documents:np.ndarray|None=None, # Measure on these only
 ) -> list[Evaluation]:       # One a weight
     "Evaluate the mixtures of `a` and `b` at `alphas`."
     choose(space, {'activations', *SPACES}, 'space')
@@ -131,10 +132,10 @@ def path(
         if not 0 <= t <= 1: raise ValueError(f"`alphas` must lie in [0, 1], found {t}")
     if space == 'activations':
         model = mix_activations([a, b], (1., 0.))
-        return [evaluate(set_shares(model, (t, 1-t)), blocks, batch_size) for t in alphas]
+        return [evaluate(set_shares(model, (t, 1-t)), blocks, batch_size, documents=documents) for t in alphas]
     same_make(a, b)
     model,wa,wb = copy.deepcopy(a), weights(a), weights(b)
-    return [evaluate(load_weights(model, SPACES[space](wb, wa, t)), blocks, batch_size) for t in alphas]
+    return [evaluate(load_weights(model, SPACES[space](wb, wa, t)), blocks, batch_size, documents=documents) for t in alphas]
 
 # %% ../nbs/lib/07_interpolate.ipynb #7f787643
 def path_loss(

@@ -5,8 +5,8 @@
 # %% ../nbs/lib/21_within_models.ipynb #1449869a
 from __future__ import annotations
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from .figures import dot_plot, heat_map, line_plot, scatter_plot
 from .finetune import FinetuneConfig, ladder, load_step, next_token_loss
 from .gates import entropy, pareto_loss, phatgoose, phatgoose_gate, preference_loss, pwe_moe, set_preference, smear, wemoe
 from .hidden import hidden_states
-from .interpolate import best_alpha, path
+from .interpolate import path
 from .models import cost, mlps, set_mlps, trainable, weights
 from .outputs import OutputMixture, oracle
 from .over_time import EXPERTS, DomainConfig, OverTimeConfig, _sample, _source, experts, setting
@@ -88,6 +88,7 @@ class Cast:
     by:dict[str,Any]         # Blocks of single domains to measure on
     made:dict[str,Any]       # What decides all of this, for the cache
     seed:int
+    seen:dict = field(default_factory=dict, repr=False) # By positions: hidden states of the experts
 
     def halves(self) -> tuple[np.ndarray,np.ndarray]:
         "Split the task's documents: those to choose on, those to report."
@@ -96,7 +97,14 @@ class Cast:
     @cached_property
     def better(self) -> nn.Module:
         "Return the expert with the lower loss on the documents to choose on."
-        return min(self.experts, key=lambda m: evaluate(m, self.val).on(self.halves()[0]).loss)
+        return min(self.experts, key=lambda m: evaluate(m, self.val, documents=self.halves()[0]).loss)
+
+    def states(self,
+        positions:int, # Tokens sampled from each block
+    ) -> list[list[list[torch.Tensor]]]: # By expert, batch and layer: (tokens, width)
+        "Read the experts' hidden states on the task, once."
+        if positions not in self.seen: self.seen[positions] = [list(hidden_states(e, self.val, 'tokens', per_block=positions)) for e in self.experts]
+        return self.seen[positions]
 
 def _domain(config:WithinConfig, run:Run, name:str, seed:int) -> Domain:
     "Load one domain, of `over_time` or beyond."
@@ -260,9 +268,8 @@ def _fit(config:WithinConfig, run:Run, c:Cast, method:str, n:int, title:str) -> 
     return load_step(model, folder, learn.steps), [folder.name]
 
 def _told(e:Evaluation, report:np.ndarray) -> dict:
-    "What is kept of an evaluation: the documents to report."
-    r = e.on(report)
-    return dict(loss=r.loss, accuracy=r.accuracy, losses=e.document_losses[report].tolist(), tokens=e.document_tokens[report].tolist())
+    "What is kept of an evaluation of the documents to report."
+    return dict(loss=e.loss, accuracy=e.accuracy, losses=e.document_losses[report].tolist(), tokens=e.document_tokens[report].tolist())
 
 def _costs(model:nn.Module, c:Cast) -> dict:
     "Count what a model costs on one block."
@@ -285,7 +292,7 @@ def arm(
     if method.startswith('PWE-MoE'): extra['preferences'] = config.preferences
     if extra: extra['by'] = {k: key_of(b['input_ids'][:].tolist()) for k,b in c.by.items()}
     def measure():
-        got = dict(_told(evaluate(model, c.val), c.halves()[1]), more=[])
+        got = dict(_told(evaluate(model, c.val, documents=(report := c.halves()[1])), report), more=[])
         if look: got['more'] += after_rows(model, c, n, config.over_time.positions) + (routing_rows(model, c) if n==1 else [])
         if 'preferences' in extra: got['more'] += [dict(kind='preference', domain=k, preference=p, loss=evaluate(set_preference(model, (p, 1-p)), b).loss)
                                                    for p in config.preferences for k,b in c.by.items()]
@@ -301,19 +308,18 @@ def references(
 ) -> dict[str,dict]:            # By name: as from `arm`, without costs of training
     "Measure what needs no training on the task."
     choosing,report = c.halves()
-    seen = {'base':evaluate(c.base, c.val), **{n: evaluate(m, c.val) for n,m in zip(c.names, c.experts)}}
-    es = path(*c.experts, c.val, alphas, 'activations')
-    x,_ = best_alpha(alphas, es, choosing, report)
-    seen |= {'interpolated':es[list(alphas).index(x)], 'oracle':oracle([seen[n] for n in c.names])}
     models = {'base':c.base, **dict(zip(c.names, c.experts))}
+    seen = {k: evaluate(m, c.val, documents=report) for k,m in models.items()}
+    x = alphas[int(np.argmin([e.loss for e in path(*c.experts, c.val, alphas, documents=choosing)]))]
+    seen |= {'interpolated':path(*c.experts, c.val, [x], documents=report)[0], 'oracle':oracle([seen[n] for n in c.names])}
     two = {'interpolated':route(c.experts, kind='constant'), 'oracle':OutputMixture(c.experts)}
     return {k: dict(_told(e, report), **{**_costs({**models, **two}[k], c), 'trainable':0}, **({'chosen':x} if k=='interpolated' else {})) for k,e in seen.items()}
 
 # %% ../nbs/lib/21_within_models.ipynb #f633438f
-def _compared(x:nn.Module, y:nn.Module, blocks:Dataset, positions:int) -> np.ndarray:
-    "Return the CKA of all layers of two models, (layers + 1, layers + 1)."
+def _compared(x:Iterable[list[torch.Tensor]], y:Iterable[list[torch.Tensor]]) -> np.ndarray:
+    "Return the CKA of all layers of one side with all of the other, from hidden states batch by batch."
     both = CKA()
-    for a,b in zip(hidden_states(x, blocks, 'tokens', per_block=positions), hidden_states(y, blocks, 'tokens', per_block=positions)): both.update(a, b)
+    for a,b in zip(x, y): both.update(a, b)
     return np.asarray(both.compute())
 
 def before_rows(
@@ -321,9 +327,9 @@ def before_rows(
     positions:int=8,  # Tokens sampled from each block
 ) -> list[dict]:      # kind, between, layer_a, layer_b, cka
     "Compare all layers of the experts."
-    (a,b),(p,q) = c.experts, c.names
+    (a,b),(p,q) = c.states(positions), c.names
     maps = {f'{p} – {q}':(a, b), f'{p} – {p}':(a, a), f'{q} – {q}':(b, b)}
-    return [dict(kind='before', between=k, layer_a=i, layer_b=j, cka=float(v)) for k,m in maps.items() for (i,j),v in np.ndenumerate(_compared(*m, c.val, positions))]
+    return [dict(kind='before', between=k, layer_a=i, layer_b=j, cka=float(v)) for k,m in maps.items() for (i,j),v in np.ndenumerate(_compared(*m))]
 
 def after_rows(
     model:nn.Module,  # A routed model
@@ -332,8 +338,8 @@ def after_rows(
     positions:int=8,  # Tokens sampled from each block
 ) -> list[dict]:      # kind, span, expert, layer, cka
     "Compare a routed model with its experts, layer by layer."
-    return [dict(kind='after', span=span, expert=n, layer=i, cka=float(v)) for n,e in zip(c.names, c.experts)
-            for i,v in enumerate(np.diag(_compared(model, e, c.val, positions)))]
+    both = _compared(hidden_states(model, c.val, 'tokens', per_block=positions), ([*a, *b] for a,b in zip(*c.states(positions))))
+    return [dict(kind='after', span=span, expert=n, layer=i, cka=float(v)) for n,m in zip(c.names, np.split(both, 2, 1)) for i,v in enumerate(np.diag(m))]
 
 def routing_rows(
     model:nn.Module,  # A routed model
