@@ -6,10 +6,11 @@
 from __future__ import annotations
 import errno, inspect, json, os, re, shlex, shutil, sys, tomllib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from functools import partial
 from hashlib import sha256
 from math import prod
@@ -177,6 +178,7 @@ def _options(method:str, extra:dict, entries:list, shared:dict) -> dict:
         values = [_schedule(v, 2 if k=='epsilon' else 1) for v in values]  # their epsilon is half of the paper's
         if k=='normalize': out |= _normalized(method, extra.get('then', ''), values[0])
         elif k!='int8_mask': out[name] = values if k=='weight' else values[0] if all(v==values[0] for v in values) else dict(each=values)
+    if method=='della': out = {'epsilon':0. if out['density']==1 else .3} | out  # their default is 0.15 of theirs
     return out | ({'trim':'tensor'} if method=='ties' and _varies(out['density']) else {})
 
 def _normalized(method:str, then:str, value:bool) -> dict:
@@ -235,10 +237,10 @@ def _is_buffer(name:str, shape:tuple) -> bool:
     "Tell whether old checkpoints hold this though models compute it: a causal mask, rotary frequencies, positions."
     return bool(re.search(r'rotary_emb\.inv_freq$|position_ids$', name) or len(shape) in (0, 4) and re.search(r'\.(attn|attention)\.(masked_)?bias$', name))
 
-def _embedding(c:Checkpoint, own:dict[str,str], name:str) -> str|None:
+def _embedding(c:Checkpoint, own:dict[str,str], name:str, shape:tuple) -> str|None:
     "Find the embedding that stands for the output layer `name` in `c`, if they are tied."
-    if _get(c.config, 'tie_word_embeddings') is False or 'head' not in name and 'out' not in name: return None
-    rows = [t for k,t in own.items() if k!=name and len(c.tensors[t].shape)==2 and _is_vocab(k, c.tensors[t].shape, c)]
+    if _get(c.config, 'tie_word_embeddings') is False or not re.fullmatch(r'(?!.*\.\d+\.).*(head|out)[^.]*\.weight', name): return None
+    rows = [t for k,t in own.items() if k!=name and len(c.tensors[t].shape)==len(shape)==2 and c.tensors[t].shape[1:]==shape[1:] and _is_vocab(k, c.tensors[t].shape, c)]
     return rows[0] if len(rows)==1 else None
 
 # %% ../nbs/lib/09_checkpoints.ipynb #af9f4a4a
@@ -250,7 +252,7 @@ def _slots(models:list[Checkpoint], dtype:torch.dtype|None, size:int|None, probl
     for k in sorted({k for o in own for k in o}):
         having = [(c, c.tensors[o[k]]) for c,o in zip(models, own) if k in o]
         if len(having)<len(models) and _is_buffer(k, having[0][1].shape): continue
-        lent = {c.source: _embedding(c, o, k) for c,o in zip(models, own) if k not in o or _get(c.config, 'tie_word_embeddings') is True}
+        lent = {c.source: _embedding(c, o, k, having[0][1].shape) for c,o in zip(models, own) if k not in o or _get(c.config, 'tie_word_embeddings') is True}
         if len(having)<len(models) and len(lent)==len(models) and all(lent.values()): continue  # tied in all of them
         of = tuple(lent.get(c.source) if k not in o else o[k] for c,o in zip(models, own))
         for c,t in zip(models, of):
@@ -441,6 +443,14 @@ def _tokens(models:list[Checkpoint], config:MergeConfig) -> tuple[list[Tensor]|N
     try: return (None if lost else token_rows(found, sizes, first, config.vocab=='union')), lost, notes
     except ValueError as e: return None, [str(e)], notes
 
+def _idle(config:MergeConfig, names:list[str]) -> list[str]:
+    "Name the filters of options that fit no tensor."
+    def filters(o):
+        if isinstance(o, Mapping): return [o.get('filter'), *filters(o.get('value')), *filters(o.get('each'))]
+        return [f for x in o for f in filters(x)] if isinstance(o, (list, tuple)) else []
+    idle = [(k,f) for k,o in config.options.items() for f in filters(o) if f and not any(f in n or fnmatchcase(n, f) for n in names)]
+    return [f"`{k}` has a rule for {f!r}, which fits no tensor" for k,f in dict.fromkeys(idle)]
+
 # %% ../nbs/lib/09_checkpoints.ipynb #2f4fe418
 def _is_file(data:str) -> bool: return data.endswith('.safetensors')
 
@@ -467,6 +477,14 @@ def _bytes(p:Plan, s:Slot) -> int:
     of = [m.file.tensors[m.names[s.name]] for m in p.measured if s.name in m.names]
     square = bool(of) and of[0].shape!=s.shape
     return 4*prod(s.shape)*(len(p.models)+1 + 8*bool(of)) + sum(e.size for e in of) + (6*of[0].size if square else 0)
+
+def _read_tokenizer(folder:Path) -> Any:
+    "Read the tokenizer in `folder`; refuse what `transformers` makes up where there is none."
+    from transformers import AutoTokenizer
+    try: t = AutoTokenizer.from_pretrained(folder)
+    except Exception as e: t = e
+    if isinstance(t, Exception) or not {*t.get_vocab()} - {*t.all_special_tokens}: raise ValueError(f"no tokenizer that can be read lies in {folder}")
+    return t
 
 # %% ../nbs/lib/09_checkpoints.ipynb #16ff9f7b
 _AHEAD = 64*2**20  # bytes of tensors to have in memory at a time, unless one is larger
@@ -514,9 +532,9 @@ def _far(config:MergeConfig, models:list[Checkpoint]) -> list[str]:
     tries, texts = [('device', lambda: torch.empty(0, device=config.device))], [d for d in config.data if not _is_file(d) and METHODS[config.method].measure]
     if config.eval or texts:
         from merge_nb.data import load_domain
-        from transformers import AutoConfig, AutoTokenizer
+        from transformers import AutoConfig
         tries += [(k, partial(load_domain, t)) for k,of in (('eval', config.eval), ('data', texts)) for t in of]
-        tries += [('eval' if config.eval else 'data', partial(kind.from_pretrained, c.folder)) for c in models for kind in (AutoConfig, AutoTokenizer)]
+        tries += [('eval' if config.eval else 'data', partial(f, c.folder)) for c in models for f in (AutoConfig.from_pretrained, _read_tokenizer)]
     return [f"`{k}`: {_line(e)}" for k,f in tries if (e := _error(f))]
 
 def _error(f:Callable) -> Exception|None:
@@ -543,7 +561,8 @@ def plan(
     if not problems: problems += _rehearse(config, slots, len(models))
     problems += _far(config, models)
     if disk>free: problems.append(f"`out` needs {disk/1e9:.2f} GB of disk, {free/1e9:.2f} GB are free")
-    return Plan(config, models, slots, rows, problems, notes+also+more, shards(slots, parse_size(config.shard_size)), memory+held, disk, free)
+    idle = _idle(config, [s.name for s in slots])
+    return Plan(config, models, slots, rows, problems, notes+also+more+idle, shards(slots, parse_size(config.shard_size)), memory+held, disk, free)
 
 # %% ../nbs/lib/09_checkpoints.ipynb #1faf3ff4
 _STEP = 2**20 # bytes that are hashed at a time
@@ -705,10 +724,9 @@ def _write_rest(p:Plan, folder:Path) -> None:
 # %% ../nbs/lib/09_checkpoints.ipynb #cb9970a0
 def _blocks(texts:Iterable[str], folder:Path, model:Any, most:int, context:int=256) -> Any:
     "Pack texts into blocks, `most` of them, with the tokenizer in `folder`."
-    from transformers import AutoTokenizer
     from merge_nb.data import token_blocks
     context = min(context, getattr(model.config, 'max_position_embeddings', None) or context)
-    data = token_blocks(texts, AutoTokenizer.from_pretrained(folder), context)
+    data = token_blocks(texts, _read_tokenizer(folder), context)
     if not len(data): raise ValueError(f"the text fills no block of {context} tokens; expected more of it")
     return data.select(range(min(most, len(data))))
 

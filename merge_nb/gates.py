@@ -121,6 +121,9 @@ def _outside(base:nn.Module, experts:Sequence[nn.Module], scale:float|None) -> d
         if others: new[id(p)] = p.detach() + scale*sum(q.detach()-p.detach() for q in others)
     return new
 
+def _unsaved(*_, **__):
+    raise NotImplementedError("a model with gates is not saved whole, since `transformers` would load it as its base: save its experts, and `weights(model, 'trainable')` for the gates")
+
 def _share(base:nn.Module, experts:Sequence[nn.Module], scale:float|None=None) -> tuple[nn.Module,list[list[nn.Module]]]:
     "Give a frozen host and, for each block, the frozen MLPs of base and experts, all in the memory of the originals."
     if isinstance(experts, nn.Module) or not len(experts): raise ValueError(f"`experts` is {type(experts).__name__}; expected a list of at least one model")
@@ -128,6 +131,7 @@ def _share(base:nn.Module, experts:Sequence[nn.Module], scale:float|None=None) -
     found,new = [mlps(e) for e in experts], _outside(base, experts, scale)
     memo = {id(p): nn.Parameter(new.get(id(p), p.detach()), requires_grad=False) for m in [base, *sum(found, [])] for p in m.parameters()}
     host,*rest = [copy.deepcopy(m, memo) for m in [base, *map(nn.ModuleList, found)]]
+    host.save_pretrained = _unsaved
     return host.eval(), [list(row) for row in zip(mlps(host), *(r.eval() for r in rest))]
 
 # %% ../nbs/lib/16_gates.ipynb #8dcf156f

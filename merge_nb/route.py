@@ -387,7 +387,6 @@ class RoutedModel(PreTrainedModel, GenerationMixin):
     def get_input_embeddings(self): return self.host.get_input_embeddings()
     def set_input_embeddings(self, value): self.host.set_input_embeddings(value)
     def get_output_embeddings(self): return self.host.get_output_embeddings()
-    def generate(self, *args, **kwargs): return self.host.generate(*args, **kwargs)
     def forward(self, input_ids=None, **kwargs): return self.host(input_ids=input_ids, **kwargs)
 
     def save_pretrained(self, *args, **kwargs):
@@ -404,6 +403,12 @@ class RoutedModel(PreTrainedModel, GenerationMixin):
 def routers(self:RoutedModel) -> list[RoutedMLP]: # First layer to last
     "Return the routed MLP of each layer."
     return [m for m in self.host.modules() if isinstance(m, RoutedMLP)]
+
+@patch
+def generate(self:RoutedModel, *args, **kwargs) -> Tensor: # Token ids
+    "Generate as any `transformers` model does, by this model's `generation_config`."
+    self.host.generation_config = self.generation_config
+    return self.host.generate(*args, **kwargs)
 
 @patch
 def router_parameters(self:RoutedModel) -> list[nn.Parameter]: # Of all layers
