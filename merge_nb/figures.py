@@ -420,9 +420,10 @@ def _limits(grid:np.ma.MaskedArray, kind:str, vmin:float|None, vmax:float|None) 
     return low if vmin is None else vmin, high if vmax is None else vmax
 
 def _ticks(axis:Axis, names:Iterable, inches:float|None) -> None:
-    "Name the columns, as many as fit into `inches`; or the rows, as many as fit below each other."
+    "Name the columns, as many as fit into `inches`; or the rows, of numbers as many as fit below each other."
     words = [f'{n:,g}' if isinstance(n, (int, float, np.number)) else str(n) for n in names]
-    room = 14 if inches is None else max(2, int(inches/(0.1 + 0.065*max(map(len, words)))))
+    numbers = all(isinstance(n, (int, float, np.number)) for n in names)
+    room = (14 if numbers else max(1, len(words))) if inches is None else max(2, int(inches/(0.1 + 0.065*max(map(len, words)))))
     at = range(0, len(words), math.ceil(len(words)/room))
     axis.set_ticks(at, labels=[words[i] for i in at])
 
