@@ -141,6 +141,7 @@ def _blocks_hash(blocks:Int[Tensor, "n s"]|datasets.Dataset) -> str:
 def _made_by(model:nn.Module, blocks, config:FinetuneConfig, objective:Callable) -> dict:
     "Gather everything that decides the weights of a run."
     other = {} if objective is next_token_loss else {'objective':f'{objective.__module__}.{objective.__qualname__}'}
+    if config.params=='marked': other['learns'] = key_of(sorted(n for n,p in model.named_parameters() if p.requires_grad))
     shape = {k:v for k,v in model.config.to_dict().items() if k not in ('_name_or_path', 'transformers_version', 'dtype')}
     return {'config':config.model_dump(mode='json'), 'architecture':key_of(shape), 'start':state_hash(weights(model)), 'blocks':_blocks_hash(blocks), **other}
 

@@ -134,6 +134,12 @@ def _share(base:nn.Module, experts:Sequence[nn.Module], scale:float|None=None) -
     host.save_pretrained = _unsaved
     return host.eval(), [list(row) for row in zip(mlps(host), *(r.eval() for r in rest))]
 
+def _whole(model:nn.Module, args:tuple, kwargs:dict) -> None:
+    "Refuse a call whose MLPs would not see every token so far, and only those."
+    past,mask = kwargs.get('past_key_values'), kwargs.get('attention_mask')
+    if past is not None and past.get_seq_length(): raise ValueError(f"`past_key_values` holds {past.get_seq_length()} tokens; gates over the prefix need all tokens at each call: use_cache=False")
+    if mask is not None and mask.ndim==2 and not mask[:,0].all(): raise ValueError("`attention_mask` pads on the left, which would count in the mean of the prefix; expected padding on the right")
+
 # %% ../nbs/lib/16_gates.ipynb #8dcf156f
 def _exact(merged:MergedMLP, experts:Sequence[nn.Module], width:int) -> None:
     "Raise unless mixing products is averaging parameters, on random input and coefficients."
@@ -148,12 +154,6 @@ def _exact(merged:MergedMLP, experts:Sequence[nn.Module], width:int) -> None:
             finally: merged.shares.pop()
             if not error <= torch.finfo(y.dtype).eps**.5*y.abs().max(): raise ValueError(
                 f"`experts`: {type(experts[0]).__name__} is not the average of its parameters by token: off by {error:.2g} of {y.abs().max():.2g}")
-
-def _whole(model:nn.Module, args:tuple, kwargs:dict) -> None:
-    "Refuse a call whose MLPs would not see every token so far, and only those."
-    past,mask = kwargs.get('past_key_values'), kwargs.get('attention_mask')
-    if past is not None and past.get_seq_length(): raise ValueError(f"`past_key_values` holds {past.get_seq_length()} tokens; gates over the prefix need all tokens at each call: use_cache=False")
-    if mask is not None and mask.ndim==2 and not mask[:,0].all(): raise ValueError("`attention_mask` pads on the left, which would count in the mean of the prefix; expected padding on the right")
 
 def _merge(host:nn.Module, rows:list[list[nn.Module]], gate:Callable, seed:int, prefix:bool) -> nn.Module:
     "Put merged MLPs into `host`, each with a gate made from its width and seed."
@@ -174,6 +174,7 @@ def smear(
 ) -> nn.Module:                  # A causal LM of which only the gates learn
     "Average the experts' MLP parameters by a softmax over the mean of the tokens so far."
     host,rows = _share(base, experts)
+    host.config.pool = pool # a run is named after it
     return _merge(host, [r[1:] for r in rows], lambda d,s: SmearGate(d, len(experts), pool, s), seed, prefix=True)
 
 # %% ../nbs/lib/16_gates.ipynb #c93934f4
