@@ -29,7 +29,7 @@ __all__ = ['parse_size', 'MergeConfig', 'from_mergekit', 'Slot', 'Vocabulary', '
            'shards', 'plan', 'Writer', 'ahead', 'measure', 'Measured', 'merge_checkpoints']
 
 # %% ../nbs/lib/09_checkpoints.ipynb #1c7ed070
-_OUT = {str(t).removeprefix('torch.'): t for t in _DTYPES.values() if t.is_floating_point}
+_OUT = {str(t).removeprefix('torch.'): t for t in _DTYPES.values() if t.is_floating_point and t.itemsize>1}  # codes of one byte mean nothing without their scales
 _UNITS = dict(KB=10**3, MB=10**6, GB=10**9, KIB=2**10, MIB=2**20, GIB=2**30)
 
 def _line(e:Exception) -> str: return (str(e).splitlines() or [type(e).__name__])[0]
@@ -123,8 +123,9 @@ def from_mergekit(
     if 'definition' in d:
         out['options']['definition'] = choose(d['definition'], ('paper', 'mergekit'), 'definition')
         if 'definition' not in METHODS[method].options: raise ValueError(f"`definition` is given, but {d['merge_method']} has one definition only; leave it out")
-    out |= dict(base=base) if METHODS[method].needs_base else {}
-    out |= _their_tokenizer(d, base) | {k: d[k] for k in ours if k in d} | ({'depth': depth} if depth else {})
+    lends = _their_tokenizer(d, base)
+    if METHODS[method].needs_base or lends.get('tokenizer')==base not in [None, *out['models']]: out |= dict(base=base)
+    out |= lends | {k: d[k] for k in ours if k in d} | ({'depth': depth} if depth else {})
     return out | ({'dtype': t} if (t := d.get('out_dtype') or d.get('dtype')) else {})
 
 # %% ../nbs/lib/09_checkpoints.ipynb #221b4357
@@ -402,17 +403,27 @@ def _rope(config:dict) -> dict:
     usual = dict(rope_type='default', rope_theta=10000)
     return {k:v for k,v in found.items() if v is not None and usual.get(k)!=v}
 
+def _differ(a:dict, b:dict) -> dict[str,tuple]:
+    "Find what counts and differs between two configurations."
+    a, b = (c | (c.get('text_config') or {}) for c in (a, b))
+    a, b = ({k:v for k,v in c.items() if k not in (*_ROPE, 'text_config')} | dict(rope=_rope(c)) for c in (a, b))
+    return {k: (a.get(k), b.get(k)) for k in sorted(a.keys() | b.keys()) if a.get(k)!=b.get(k) and (k in _MUST or k not in _MAY)}
+
+def _differences(a:Checkpoint, b:Checkpoint) -> dict[str,tuple]:
+    "Compare what two files say; and if that differs, what `transformers` makes of it, where defaults that one leaves unsaid are filled in."
+    if not (found := _differ(a.config, b.config)): return {}
+    from transformers import AutoConfig
+    try: full = _differ(*(AutoConfig.from_pretrained(c.folder).to_dict() for c in (a, b)))
+    except Exception: return found  # a type that it does not know
+    return {k:full[k] for k in found if k in full}
+
 def _settings(models:list[Checkpoint], config:MergeConfig) -> tuple[list[str],list[str]]:
     "Compare configurations with the first: what makes a merge senseless, and what one should know."
     problems, notes, first = [], [], models[0]
-    flat = [c.config | (c.config.get('text_config') or {}) for c in models]
-    flat = [{k:v for k,v in f.items() if k not in (*_ROPE, 'text_config')} | dict(rope=_rope(f)) for f in flat]
-    for c,other in zip(models[1:], flat[1:]):
-        for k in sorted(flat[0].keys() | other.keys()):
-            a,b = flat[0].get(k), other.get(k)
-            if a!=b and (k in _MUST or k not in _MAY): (problems if k in _MUST else notes).append(f"{first.source} and {c.source} differ in {k}: {a} and {b}")
+    for c in models[1:]:
+        for k,(a,b) in _differences(first, c).items(): (problems if k in _MUST else notes).append(f"{first.source} and {c.source} differ in {k}: {a} and {b}")
     if first.config.get('quantization_config'): problems.append(f"{first.source} is quantised, and codes cannot be averaged; expected floating-point weights")
-    if config.method=='ties' and _varies(config.options.get('density')): notes.append('`density` varies over the model, so each tensor is trimmed by itself')
+    if config.method=='ties' and config.options.get('trim')=='tensor' and _varies(config.options.get('density')): notes.append('`density` varies over the model, so each tensor is trimmed by itself')
     for c in models:
         n = 1+max((int(m[1]) for t in c.tensors if (m := re.search(r'\.(\d+)\.', t))), default=-1)
         if config.depth not in (None, n): problems.append(f"{c.source} has {n} blocks, and the configuration is for {config.depth}")
@@ -702,13 +713,14 @@ def _write(p:Plan, folder:Path) -> dict[str,str]:
         (folder/'model.safetensors.index.json').write_text(json.dumps(index, indent=2)+'\n', encoding='utf-8')
     return hashes
 
+_ALONG = r'tokenizer|vocab|merges\.txt$|special_tokens|added_tokens|chat_template|generation_config|(video_)?(pre)?processor_config|.*\.(model|tiktoken)$'
+
 def _write_rest(p:Plan, folder:Path) -> None:
     "Carry configuration, generation settings and tokenizer along."
     first = p.models[0]
     of = next(c for c in p.models if c.source==(p.config.tokenizer or first.source))
     for f in sorted(of.folder.iterdir()):
-        if f.is_file() and re.match(r'tokenizer|vocab|merges\.txt$|special_tokens|added_tokens|chat_template|generation_config|.*\.(model|tiktoken)$', f.name):
-            shutil.copyfile(f, folder/f.name)
+        if f.is_file() and re.match(_ALONG + r'|.*\.py$'*('auto_map' in of.config), f.name): shutil.copyfile(f, folder/f.name)
     config, one = dict(first.config), next((str(s.dtype).removeprefix('torch.') for s in p.slots if s.dtype.is_floating_point), None)
     if p.config.dtype: config['torch_dtype' if 'torch_dtype' in config else 'dtype'] = one
     new = {'vocab_size':len(p.rows[0])} if p.rows else {}

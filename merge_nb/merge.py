@@ -247,12 +247,14 @@ def merge(
     given = [(f'expert {i}', e) for i,e in enumerate(experts)] + ([] if base is None else [('the base', base)])
     for who,e in given:
         if odd := sorted(e.keys() ^ given[0][1].keys()): raise ValueError(f"expert 0 and {who} do not have the same tensors: only one has {odd[:3]}")
-    names = list(given[0][1]) if given else []
-    m = Merger(method, names, len(experts), base is not None, seed, **options)
+    places = {k: tuple((e[k].data_ptr() or k, e[k].dtype, e[k].shape, e[k].stride()) for _,e in given) for k in (given[0][1] if given else ())}
+    first = {at: k for k,at in reversed(places.items())}   # a tensor with two names in all of them is merged once
+    m = Merger(method, [k for k,at in places.items() if first[at]==k], len(experts), base is not None, seed, **options)
     of = lambda k: ([e[k] for e in experts], None if base is None else base[k])
     while m.again():
-        for k in names: m.look(k, *of(k))
-    return {k: m(k, *of(k)) for k in names}
+        for k in m.depths: m.look(k, *of(k))
+    out = {k: m(k, *of(k)) for k in m.depths}
+    return {k: out[k] if k in out else out[first[at]].clone() for k,at in places.items()}
 
 # %% ../nbs/lib/08_merge.ipynb #fcc038e5
 def _gram(xs:Sequence[Tensor], base:Tensor|None=None) -> np.ndarray:
@@ -650,7 +652,8 @@ def breadcrumbs(
         if not 0 <= g <= (1 if kit else 1-d)+1e-9: raise ValueError(f"`gamma` is {g} and `density` {d}; expected gamma of at least 0, and a sum of at most 1")
     top = [min(int(g*size), size-int(d*size)) for d,g in zip(density, gamma)]   # so many are dropped; the next one stays
     cuts = _one_scan([*xs, *xs], base, [min(1., d+g) for d,g in zip(density, gamma)] + [min(1., (k+1.5)/max(1, size)) for k in top], [0.]*(2*n)).cuts
-    def thin(i, t): return F.hardshrink(t, _below(cuts[i])) - (F.hardshrink(t, cuts[n+i]) if top[i] else 0)
+    last = [float((x-base).abs().min()) if 0<k==size-1 else c for x,k,c in zip(xs, top, cuts[n:])]   # the largest that stays
+    def thin(i, t): return F.hardshrink(t, _below(cuts[i])) - (F.hardshrink(t, last[i]) if top[i] else 0)
     return _through(xs, base, partial(rule, w=_weights(weights, n)), lambda_, thin)
 
 # %% ../nbs/lib/08_merge.ipynb #ca897ed7

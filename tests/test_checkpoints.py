@@ -155,6 +155,35 @@ def test_settings_that_change_the_function(mine, other, what, tmp_path):
     if what: assert f'differ in {what}: ' in p.problems[0]
 
 
+@pytest.mark.parametrize('kind, key, value', [
+    ('qwen2', 'hidden_act', 'gelu'), ('llama', 'num_key_value_heads', 1), ('qwen2', 'rope_parameters', dict(rope_type='default', rope_theta=7.)),
+    ('gemma3_text', 'rope_local_base_freq', 7.)])
+def test_defaults_left_unsaid(kind, key, value, tmp_path):
+    "A setting that one configuration leaves to the default, or writes as it was written before, is the same; another is not."
+    a, b = (str(tmp_path/n) for n in 'ab')
+    for i, f in enumerate((a, b)): load_base(pico(kind, num_key_value_heads=2), seed=i).save_pretrained(f)
+    def change(**new):
+        said = json.loads(Path(a, 'config.json').read_text())
+        if kind == 'gemma3_text' and (r := said.pop('rope_parameters', None)):
+            said |= dict(rope_theta=r['full_attention']['rope_theta'], rope_local_base_freq=r['sliding_attention']['rope_theta'], rope_scaling=None)
+        elif not new: said.pop(key)
+        Path(b, 'config.json').write_text(json.dumps(said | new))
+        return plan(MergeConfig(method='linear', models=(a, b))).problems
+    assert not change()
+    assert 'differ in ' in change(**{key: value})[0]
+
+
+def test_what_is_carried_along(tmp_path):
+    "Settings of processors go along; code does where the configuration points to it."
+    a, b = (model(tmp_path/n, state(i), **c) for i, (n, c) in enumerate((('a', {}), ('b', dict(auto_map={'AutoModel': 'code.Model'})))))
+    for f in ('processor_config.json', 'preprocessor_config.json', 'code.py', 'notes.txt'):
+        for m in (a, b): Path(m, f).write_text('{}')
+    for first, other, code in ((a, b, set()), (b, a, {'code.py'})):
+        merge_checkpoints(MergeConfig(method='linear', models=(first, other)), out := tmp_path/f'm{len(code)}')
+        found = {p.name for p in out.iterdir()}
+        assert {'processor_config.json', 'preprocessor_config.json'} <= found and found & {'code.py', 'notes.txt'} == code
+
+
 WORDS = dict(a=0, b=1, c=2, d=3)
 
 def words(path, ids):
