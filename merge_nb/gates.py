@@ -127,7 +127,7 @@ def _unsaved(*_, **__):
 def _share(base:nn.Module, experts:Sequence[nn.Module], scale:float|None=None) -> tuple[nn.Module,list[list[nn.Module]]]:
     "Give a frozen host and, for each block, the frozen MLPs of base and experts, all in the memory of the originals."
     if isinstance(experts, nn.Module) or not len(experts): raise ValueError(f"`experts` is {type(experts).__name__}; expected a list of at least one model")
-    same_make(base, *experts)
+    same_make(base, *experts, types=True)
     found,new = [mlps(e) for e in experts], _outside(base, experts, scale)
     memo = {id(p): nn.Parameter(new.get(id(p), p.detach()), requires_grad=False) for m in [base, *sum(found, [])] for p in m.parameters()}
     host,*rest = [copy.deepcopy(m, memo) for m in [base, *map(nn.ModuleList, found)]]

@@ -262,9 +262,10 @@ def _make(model:nn.Module) -> dict:
 # %% ../nbs/lib/02_models.ipynb #67973a4c
 def same_make(
     *models:nn.Module, # Models to combine
+    types:bool=False,  # Must their numbers be of one type, too?
 ) -> None:
     "Raise a `ValueError` that names what differs, unless all `models` are of one make."
-    first, *rest = map(_make, models)
+    first, *rest = [_make(m) | ({'type':m.dtype} if types else {}) for m in models]
     for i,other in enumerate(rest, 1):
         for k in first|other:
             if first.get(k)!=other.get(k): raise ValueError(f"models 0 and {i} differ in {k}: {first.get(k)} and {other.get(k)}; expected models of the same make")

@@ -189,10 +189,17 @@ def _sloped(act:_Gelu|_Any, pre:Sequence[Tensor], slopes:Sequence[Tensor]) -> Te
     return torch.mul(slopes[1].copy_(y), pre[1], out=pre[0])
 
 # %% ../nbs/lib/10_route.ipynb #7272412f
+def _whole(f:nn.Module, x:Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    "Apply an MLP that is not opened, as its model does, to a batch of one text."
+    y = f(x[None])
+    if not isinstance(y, Tensor) or y.shape!=(1, *x.shape):
+        raise ValueError(f"{type(f).__name__} does not return what it adds to the stream and nothing else; such MLPs cannot be routed")
+    return y[0]
+
 def _run(f:nn.Module|_Opened, x:Float[Tensor, "n d"], room:_Room, slopes:Sequence[Tensor]=()) -> Iterator[tuple[slice, Tensor]]:
     "Apply one expert: yield rows, and what becomes of them, (rows, d); leave slopes in `slopes`, if there is room."
     if not isinstance(f, _Opened):
-        for rows in _cut(len(x), _steps(x, 4*x.shape[1])[0]): yield rows, f(x[rows])
+        for rows in _cut(len(x), _steps(x, 4*x.shape[1])[0]): yield rows, _whole(f, x[rows])
         return
     act,ups,down = _quick(f.act, x, room), [_matrix(m, x.dtype) for m in f.ups], _matrix(f.down, x.dtype)
     chunk,part = _steps(x, ups[0][0].shape[1])
@@ -206,7 +213,7 @@ def _back(f:nn.Module|_Opened, x:Tensor, dy:Tensor, stream:bool, room:_Room) -> 
     "Yield rows, the gradient of the weight of one expert and, if `stream`, of its input where that weight is 1."
     if not isinstance(f, _Opened):
         for rows in _cut(len(x), _steps(x, 4*x.shape[1])[0]):
-            with torch.enable_grad(): y = f(p := x[rows].detach().requires_grad_(stream))
+            with torch.enable_grad(): y = _whole(f, p := x[rows].detach().requires_grad_(stream))
             yield rows, (dy[rows]*y.detach()).sum(-1), torch.autograd.grad(y, p, dy[rows])[0] if stream else None
         return
     act,ups,(w,b) = _quick(f.act, x, room), [_matrix(m, x.dtype) for m in f.ups], _matrix(f.down, x.dtype)
@@ -344,6 +351,11 @@ class RoutedConfig(PreTrainedConfig):
         return getattr(self.__dict__['text_config'], name)
 
 # %% ../nbs/lib/10_route.ipynb #fb9478a9
+def _routable(model:nn.Module) -> None:
+    "Raise unless a token can go through each kind of MLP of `model` by itself."
+    for m in {type(m): m for m in mlps(model)}.values():
+        with torch.no_grad(): _whole(m, torch.zeros(1, model.config.hidden_size, dtype=model.dtype, device=next(m.parameters()).device))
+
 def _frozen(m:nn.Module) -> nn.Module:
     "Share the storage of a module, frozen: the module itself keeps its flags."
     with torch.no_grad(): return copy.deepcopy(m, {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in m.parameters()}).eval()
@@ -376,7 +388,7 @@ class RoutedModel(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         host = host or AutoModelForCausalLM.from_config(config.text_config)
         self.experts = pool or _stacks(config, host)
-        width,depth = host.get_input_embeddings().embedding_dim, len(mlps(host))
+        width,depth = host.config.hidden_size, len(mlps(host))
         self.host = set_mlps(host, _layers(config, self.experts, width, depth))
         self.generation_config = host.generation_config
         for p in self.parameters(): p.requires_grad_(False)
@@ -452,7 +464,7 @@ def _host(models:Sequence[nn.Module], host:int|str|nn.Module) -> nn.Module:
         for i,m in enumerate(models[1:], 2): mean = lerp(mean, weights(m), 1/i)
         return load_weights(copy.deepcopy(models[0]), mean)
     if isinstance(host, nn.Module):
-        same_make(models[0], host)
+        same_make(models[0], host, types=True)
         return copy.deepcopy(host)
     if not isinstance(host, int) or not 0<=host<len(models): raise ValueError(f"`host` is {host!r}; expected 0 to {len(models)-1}, 'average' or a model")
     return copy.deepcopy(models[host])
@@ -471,7 +483,8 @@ def route(
     "Mix the experts' MLPs by a router in each layer."
     models = [*experts, *extra]
     if not models: raise ValueError("`experts` is empty; expected at least one model")
-    same_make(*models)
+    same_make(*models, types=True)
+    _routable(models[0])
     window(0, span, len(mlps(models[0])))
     if top_k is not None and not 1<=top_k<=span*len(models): raise ValueError(f"`top_k` is {top_k}; expected 1 to {span*len(models)}, the experts of a layer")
     names = list(names or [f"{i}: {m.config._name_or_path or type(m).__name__}" for i,m in enumerate(models)])
