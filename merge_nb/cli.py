@@ -173,7 +173,9 @@ def _tokenizer(source:str) -> Any:
     if Path(source).is_dir() and not (Path(source)/'config.json').is_file():
         raise FileNotFoundError(f"{source} is not a model: the folder has no config.json")
     try: found = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as e: raise ValueError(f"no tokenizer found for {source}: {one_line(e)}") from None
+    except (OSError, ValueError) as e:
+        where = '' if Path(source).is_dir() else f"it is no folder here ({Path(source).absolute()}), and of the hub: "
+        raise ValueError(f"no tokenizer found for {source}: {where}{one_line(e)}") from None
     if not {*found.get_vocab()} - {*found.all_special_tokens}: # what `transformers` makes up where there is none
         raise ValueError(f"no tokenizer found for {source}: expected tokenizer.json beside the weights")
     return found
@@ -234,6 +236,13 @@ def cka(
     print(f"Written: {out/'cka.json'}, {out/'cka.png'}")
 
 # %% ../nbs/lib/90_cli.ipynb #4cb85984
+def _loaded(models:list[str], device:str|None) -> list:
+    "Load models, and put them where they are to run."
+    from merge_nb.experiments import _device
+    from merge_nb.models import load_base
+    to = _device(device)
+    return [load_base(m).to(to) for m in models]
+
 def _task(data:str, tokenizer:Any, models:list, context:int) -> tuple[Any,Any]:
     "Pack the training and validation texts of a task into blocks that all models can read."
     from merge_nb.data import load_domain, token_blocks
@@ -281,11 +290,10 @@ def route_(
     if out.exists() and any(out.iterdir()): raise FileExistsError(f"`--out` {out} exists and is not empty")
     if len(models)<2 and not base: raise ValueError(f"`models`: found {len(models)}; expected two or more, or one and --base")
     from merge_nb.evaluate import evaluate
-    from merge_nb.models import load_base
     from merge_nb.route import route
     names = [*models, *([base] if base else [])]
     tokenizer = _shared_tokenizers(names)
-    loaded = [load_base(m).to(device or 'cpu') for m in names]
+    loaded = _loaded(names, device)
     mixed = route(loaded, span, top_k, shared, host=len(loaded)-1 if base else 0, names=[Path(n).name for n in names], kind=kind)
     train,val = _task(data, tokenizer, loaded, context)
     mixed = _trained(mixed, train, device, steps=steps, lr=lr, batch_size=batch_size, seed=seed, every=steps, dense_every=steps)

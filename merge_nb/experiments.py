@@ -322,8 +322,9 @@ def _device(device:str|None) -> str:
     "Choose where to run, and refuse now what would fail in an hour."
     import torch
     if device is None: return 'cuda' if torch.cuda.is_available() else 'cpu'
-    try: return str(torch.device(device))
-    except RuntimeError: raise ValueError(f"`device` is {device!r}: expected cpu, cuda, or the like of cuda:0") from None
+    try: return str(torch.empty(0, device=device).device)
+    except (RuntimeError, AssertionError, NotImplementedError) as e:
+        raise ValueError(f"`device` is {device!r}: expected cpu, or cuda or the like of cuda:0 where there is one ({' '.join(str(e).split())})") from None
 
 # %% ../nbs/lib/15_experiments.ipynb #f7b9ce10
 def verdict(

@@ -4,7 +4,7 @@
 
 # %% ../nbs/lib/17_outputs.ipynb #9099893d
 from __future__ import annotations
-import inspect, math
+import copy, inspect, math
 from collections.abc import Sequence
 from functools import reduce
 import numpy as np, torch
@@ -103,6 +103,7 @@ class OutputMixture(PreTrainedModel, GenerationMixin):
         super().__init__(_config(experts, kind=choose(kind, KINDS, '`kind`'), gate=gate, hidden=hidden))
         self.gate = _gate([m.get_output_embeddings().weight.shape[-1] for m in experts], gate, hidden, seed)
         self.experts = nn.ModuleList(map(_frozen, experts))
+        if of := getattr(experts[0], 'generation_config', None): self.generation_config = copy.deepcopy(of)
         self.to(self.get_input_embeddings().weight.device).eval()
 
     def get_input_embeddings(self) -> nn.Embedding: return self.experts[0].get_input_embeddings()
