@@ -641,7 +641,7 @@ def claims(
         r = pick(df, kind='difference', setting=s, when=when, method=m, n=n, over=over, over_n=over_n).iloc[0]
         return r.value, r.low, r.high, r.seeds_low, r.seeds_high
     rows = [_claim('study', 'routing beats interpolation', nats, over('routed', over='interpolated', over_n=0)),
-            _claim('study', 'specialisation costs routing less than interpolation', nats, over('routed', over='interpolated', over_n=0, when='late minus early')),
+            _claim('ours', 'specialisation costs routing less than interpolation', nats, over('routed', over='interpolated', over_n=0, when='late minus early')),
             _claim('study', 'a second layer helps', nats, over('routed', 2)),
             _claim('study', 'longer windows stop helping before they hold all layers', f'span where the plateau starts, minus {top}; mean and widest interval of all curves', ends)]
     for m,n,text in [('two copies', 1, 'two experts route better than two copies of one'), ('random MLPs', 2, 'a second layer of the experts beats as many random MLPs'),
