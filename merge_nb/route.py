@@ -351,10 +351,14 @@ class RoutedConfig(PreTrainedConfig):
         return getattr(self.__dict__['text_config'], name)
 
 # %% ../nbs/lib/10_route.ipynb #fb9478a9
+def _width(model:nn.Module) -> int:
+    "Return the width of the stream; some models have narrower embeddings."
+    return getattr(model.config.get_text_config(), 'hidden_size', None) or model.get_input_embeddings().embedding_dim
+
 def _routable(model:nn.Module) -> None:
     "Raise unless a token can go through each kind of MLP of `model` by itself."
     for m in {type(m): m for m in mlps(model)}.values():
-        with torch.no_grad(): _whole(m, torch.zeros(1, model.config.hidden_size, dtype=model.dtype, device=next(m.parameters()).device))
+        with torch.no_grad(): _whole(m, torch.zeros(1, _width(model), dtype=model.dtype, device=next(m.parameters()).device))
 
 def _frozen(m:nn.Module) -> nn.Module:
     "Share the storage of a module, frozen: the module itself keeps its flags."
@@ -388,7 +392,7 @@ class RoutedModel(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         host = host or AutoModelForCausalLM.from_config(config.text_config)
         self.experts = pool or _stacks(config, host)
-        width,depth = host.config.hidden_size, len(mlps(host))
+        width,depth = _width(host), len(mlps(host))
         self.host = set_mlps(host, _layers(config, self.experts, width, depth))
         self.generation_config = host.generation_config
         for p in self.parameters(): p.requires_grad_(False)
