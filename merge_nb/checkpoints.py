@@ -290,7 +290,7 @@ def vocabulary(
     if not file.is_file():
         if not any((c.folder/f).is_file() for f in ('tokenizer.model', 'vocab.json', 'vocab.txt', 'spiece.model')): return None
         from transformers import AutoTokenizer
-        try: t = AutoTokenizer.from_pretrained(c.folder)
+        try: t = AutoTokenizer.from_pretrained(c.folder, trust_remote_code=False)
         except Exception as e: raise ValueError(f"the tokenizer in {c.folder} cannot be read: {_line(e)}") from None
         return Vocabulary(t.get_vocab(), set(t.get_added_vocab()))
     try:
@@ -413,8 +413,8 @@ def _differences(a:Checkpoint, b:Checkpoint) -> dict[str,tuple]:
     "Compare what two files say; and if that differs, what `transformers` makes of it, where defaults that one leaves unsaid are filled in."
     if not (found := _differ(a.config, b.config)): return {}
     from transformers import AutoConfig
-    try: full = _differ(*(AutoConfig.from_pretrained(c.folder).to_dict() for c in (a, b)))
-    except Exception: return found  # a type that it does not know
+    try: full = _differ(*(AutoConfig.from_pretrained(c.folder, trust_remote_code=False).to_dict() for c in (a, b)))
+    except Exception: return found  # a type that it does not know, or that comes with code
     return {k:full[k] for k in found if k in full}
 
 def _settings(models:list[Checkpoint], config:MergeConfig) -> tuple[list[str],list[str]]:
@@ -492,7 +492,7 @@ def _bytes(p:Plan, s:Slot) -> int:
 def _read_tokenizer(folder:Path) -> Any:
     "Read the tokenizer in `folder`; refuse what `transformers` makes up where there is none."
     from transformers import AutoTokenizer
-    try: t = AutoTokenizer.from_pretrained(folder)
+    try: t = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as e: t = e
     if isinstance(t, Exception) or not {*t.get_vocab()} - {*t.all_special_tokens}: raise ValueError(f"no tokenizer that can be read lies in {folder}")
     return t
@@ -545,7 +545,7 @@ def _far(config:MergeConfig, models:list[Checkpoint]) -> list[str]:
         from merge_nb.data import load_domain
         from transformers import AutoConfig
         tries += [(k, partial(load_domain, t)) for k,of in (('eval', config.eval), ('data', texts)) for t in of]
-        tries += [('eval' if config.eval else 'data', partial(f, c.folder)) for c in models for f in (AutoConfig.from_pretrained, _read_tokenizer)]
+        tries += [('eval' if config.eval else 'data', partial(f, c.folder)) for c in models for f in (partial(AutoConfig.from_pretrained, trust_remote_code=False), _read_tokenizer)]
     return [f"`{k}`: {_line(e)}" for k,f in tries if (e := _error(f))]
 
 def _error(f:Callable) -> Exception|None:

@@ -172,7 +172,7 @@ def _tokenizer(source:str) -> Any:
     from transformers import AutoTokenizer
     if Path(source).is_dir() and not (Path(source)/'config.json').is_file():
         raise FileNotFoundError(f"{source} is not a model: the folder has no config.json")
-    try: found = AutoTokenizer.from_pretrained(source)
+    try: found = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as e:
         where = '' if Path(source).is_dir() else f"it is no folder here ({Path(source).absolute()}), and of the hub: "
         raise ValueError(f"no tokenizer found for {source}: {where}{one_line(e)}") from None

@@ -99,7 +99,7 @@ def _sites(c:Checkpoint) -> tuple[int,int]:
     from transformers import AutoConfig, AutoModelForCausalLM
     from merge_nb.correct import default_sites
     from merge_nb.models import blocks
-    config = AutoConfig.from_pretrained(c.folder)
+    config = AutoConfig.from_pretrained(c.folder, trust_remote_code=False)
     for k in _ROOM:
         if getattr(config, k, None) is False: setattr(config, k, True)
     with torch.device('meta'): model = AutoModelForCausalLM.from_config(config)

@@ -175,7 +175,7 @@ def test_defaults_left_unsaid(kind, key, value, tmp_path):
 
 def test_what_is_carried_along(tmp_path):
     "Settings of processors go along; code does where the configuration points to it."
-    a, b = (model(tmp_path/n, state(i), **c) for i, (n, c) in enumerate((('a', {}), ('b', dict(auto_map={'AutoModel': 'code.Model'})))))
+    a, b = (model(tmp_path/n, state(i), **c) for i, (n, c) in enumerate((('a', {}), ('b', dict(auto_map={'AutoConfig': 'code.Config', 'AutoModel': 'code.Model'})))))
     for f in ('processor_config.json', 'preprocessor_config.json', 'code.py', 'notes.txt'):
         for m in (a, b): Path(m, f).write_text('{}')
     for first, other, code in ((a, b, set()), (b, a, {'code.py'})):
