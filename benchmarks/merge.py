@@ -3,8 +3,9 @@
     python benchmarks/merge.py [--threads 2] [--runs 5] [--json PATH]
 
 A Llama of 134 million parameters in float32 and two fine-tunes of it, which are the base and small noise, are made in a temporary
-folder (about 5 GB of disk). Seconds are of whole commands, the interpreter's start and all hashes among them, with the files in the
-page cache and nothing left to write on the disk; so are seconds of processor time. Memory is the peak of the process. `disk to disk` is the function alone, without
+folder (about 5 GB of disk). Seconds are of whole commands, the interpreter's start and all hashes among them, with nothing left to write
+on the disk, and models and the tool's environment in the page cache: all of it is read before each command, since some systems drop what nobody has read
+for a few seconds. So are seconds of processor time. Memory is the peak of the process. `disk to disk` is the function alone, without
 hashes, over the time of copying one of the files.
 
 `MERGE_NB_MERGEKIT` names the folder of the commands of another environment in which mergekit is installed, such as /venv/bin, and
@@ -89,11 +90,18 @@ def others(home:Path, method:str) -> dict[str,list[str]]:
     found = {'mergekit 0.1.5': [f'{mergekit}/mergekit-yaml', str(yaml(home, method)), f'{home}/out']} if mergekit else {}
     return found | ({'FusionBench 0.2.33': [f'{fusion}/fusion_bench', *fusionbench(home, method)]} if fusion and method in FUSIONBENCH else {})
 
+def warm(*folders:Path) -> None:
+    "Read all files, so that they are in the page cache."
+    for f in (f for d in folders for f in d.rglob('*') if f.is_file()):
+        with open(f, 'rb') as b:
+            while b.read(2**24): pass
+
 class Cost:
     "What a command took: seconds, processor seconds, peak memory in MB."
     def __init__(self, words:list[str], home:Path):
         shutil.rmtree(home/'out', ignore_errors=True)
         os.sync() # what was written before keeps the disk busy no longer
+        warm(home, *Path(words[0]).parent.parent.glob('lib/python*/site-packages'))
         start = time.perf_counter()
         p = subprocess.Popen(words, cwd=home, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         said = p.stderr.read()
