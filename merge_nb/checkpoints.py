@@ -8,7 +8,7 @@ import errno, inspect, json, os, re, shlex, shutil, sys, tomllib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
@@ -16,20 +16,20 @@ from hashlib import sha256
 from math import prod
 from pathlib import Path
 from secrets import token_hex
-from typing import Any, NamedTuple
-import torch, yaml
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, NamedTuple
+import numpy as np, yaml
 from . import __version__
-from .core import Frozen, choose
-from .headers import _DTYPES, Checkpoint, metadata, open_checkpoint, read_header
+from .core import Frozen, choose, torch
+from .headers import _DTYPES, Checkpoint, DType, metadata, open_checkpoint, read_header
 from .merge import METHODS, Merger, _round
+if TYPE_CHECKING: from torch import Tensor
 
 # %% auto #0
 __all__ = ['parse_size', 'MergeConfig', 'from_mergekit', 'Slot', 'Vocabulary', 'vocabulary', 'token_rows', 'fill_rows', 'Plan',
            'shards', 'plan', 'Writer', 'ahead', 'measure', 'Measured', 'merge_checkpoints']
 
 # %% ../nbs/lib/09_checkpoints.ipynb #1c7ed070
-_OUT = {str(t).removeprefix('torch.'): t for t in _DTYPES.values() if t.is_floating_point and t.itemsize>1}  # codes of one byte mean nothing without their scales
+_OUT = {d.name: d for d in _DTYPES.values() if d.is_floating_point and d.itemsize>1}  # codes of one byte mean nothing without their scales
 _UNITS = dict(KB=10**3, MB=10**6, GB=10**9, KIB=2**10, MIB=2**20, GIB=2**30)
 
 def _line(e:Exception) -> str: return (str(e).splitlines() or [type(e).__name__])[0]
@@ -211,7 +211,7 @@ def _their_tokenizer(d:dict, base:str|None) -> dict:
 class Slot(NamedTuple):
     "One tensor of the output."
     name:str              # There
-    dtype:torch.dtype     # There
+    dtype:DType           # There
     shape:tuple[int,...]  # There
     of:tuple[str,...]     # Its name in each model
     vocab:bool            # Has it one row a token, of as many as the output has?
@@ -245,7 +245,7 @@ def _embedding(c:Checkpoint, own:dict[str,str], name:str, shape:tuple) -> str|No
     return rows[0] if len(rows)==1 else None
 
 # %% ../nbs/lib/09_checkpoints.ipynb #af9f4a4a
-def _slots(models:list[Checkpoint], dtype:torch.dtype|None, size:int|None, problems:list[str]) -> list[Slot]:
+def _slots(models:list[Checkpoint], dtype:DType|None, size:int|None, problems:list[str]) -> list[Slot]:
     "List the tensors of the output, `size` tokens, and say what is missing or differs in shape or kind."
     first, *_ = models
     own = [_own_names(c, first.tensors) for c in models]
@@ -263,12 +263,12 @@ def _slots(models:list[Checkpoint], dtype:torch.dtype|None, size:int|None, probl
         problems.append(f"{source} lacks {len(names)} tensor{'s'*(len(names)>1)} that others have: {', '.join(names[:5])}{' …'*(len(names)>5)}")
     return sorted(filter(None, slots), key=lambda s: (-s.dtype.itemsize, s.name))
 
-def _slot(name:str, models:list[Checkpoint], of:tuple, dtype:torch.dtype|None, size:int|None, problems:list[str]) -> Slot|None:
+def _slot(name:str, models:list[Checkpoint], of:tuple, dtype:DType|None, size:int|None, problems:list[str]) -> Slot|None:
     "Make the slot of one tensor that all `models` have."
     es = [c.tensors[t] for c,t in zip(models, of)]
     vocab = all(_is_vocab(name, e.shape, c) for c,e in zip(models, es))
     shapes = [e.shape[1:] if vocab and size else e.shape for e in es]
-    kinds = [e.dtype if not e.dtype.is_floating_point else torch.float32 for e in es]
+    kinds = [e.dtype if not e.dtype.is_floating_point else _DTYPES['F32'] for e in es]
     for what,values in (('shape', shapes), ('type', kinds)):
         if odd := [f'{c.source}: {v}' for c,v in zip(models, values) if v!=values[0]]:
             if not (what=='shape' and vocab): problems.append(f"{name} differs in {what}: {models[0].source}: {values[0]}; {'; '.join(odd)}")
@@ -361,6 +361,7 @@ class Plan:
     memory:int = 0                      # Bytes it will need, roughly
     disk:int = 0                        # Bytes the output will have
     free:int = 0                        # Bytes there are
+    arrays:bool = False                 # Can NumPy do it all, so that PyTorch need not be loaded?
     measured:list = field(default_factory=list) # A `Measured` an expert, for methods that measure, when all is done
 
     def check(self) -> None:
@@ -381,9 +382,7 @@ def shards(
     "Distribute tensors over files, as `transformers` names them."
     out, used = [[]], 0
     for s in slots:
-        if out[-1] and used+s.size>most:
-            out.append([])
-            used = 0
+        if out[-1] and used+s.size>most: out, used = [*out, []], 0
         out[-1].append(s)
         used += s.size
     if len(out)==1: return [('model.safetensors', out[0])]
@@ -462,6 +461,11 @@ def _idle(config:MergeConfig, names:list[str]) -> list[str]:
     idle = [(k,f) for k,o in config.options.items() for f in filters(o) if f and not any(f in n or fnmatchcase(n, f) for n in names)]
     return [f"`{k}` has a rule for {f!r}, which fits no tensor" for k,f in dict.fromkeys(idle)]
 
+def _arrays(config:MergeConfig, models:list[Checkpoint], slots:list[Slot], rows:list|None) -> bool:
+    "Tell whether NumPy can do it all: such a method, here, with one vocabulary, from float32 to float32."
+    kinds = {d for s in slots for d in (s.dtype, *(c.tensors[t].dtype for c,t in zip(models, s.of))) if d.is_floating_point}
+    return METHODS[config.method].arrays and config.device=='cpu' and rows is None and kinds <= {_DTYPES['F32']}
+
 # %% ../nbs/lib/09_checkpoints.ipynb #2f4fe418
 def _is_file(data:str) -> bool: return data.endswith('.safetensors')
 
@@ -511,7 +515,8 @@ def _rehearse(config:MergeConfig, slots:list[Slot], n:int) -> list[str]:
     floats, problems = [s for s in slots if s.dtype.is_floating_point], []
     try: merger = _merger(config, floats)
     except (ValueError, TypeError) as e: return [str(e)]
-    tiny = {s.name: [torch.arange(1., 3).reshape([1]*(len(s.shape)-1)+[2]) + i for i in range(n)] for s in floats}
+    start = np.arange(1, 3, dtype='float32') if METHODS[config.method].arrays else torch.arange(1., 3)
+    tiny = {s.name: [start.reshape([1]*(len(s.shape)-1)+[2]) + i for i in range(n)] for s in floats}
     of = lambda x: (x[:len(config.models)], x[-1] if config.base else None)
     try:
         while merger.again():
@@ -540,7 +545,7 @@ def _room(slots:list[Slot], models:list[Checkpoint], out:Path|None, config:Merge
 # %% ../nbs/lib/09_checkpoints.ipynb #1e6fa2b9
 def _far(config:MergeConfig, models:list[Checkpoint]) -> list[str]:
     "Try the device, and the texts and tokenizers to measure with, which would otherwise fail when work has been done."
-    tries, texts = [('device', lambda: torch.empty(0, device=config.device))], [d for d in config.data if not _is_file(d) and METHODS[config.method].measure]
+    tries, texts = [('device', lambda: torch.empty(0, device=config.device))]*(config.device!='cpu'), [d for d in config.data if not _is_file(d) and METHODS[config.method].measure]
     if config.eval or texts:
         from merge_nb.data import load_domain
         from transformers import AutoConfig
@@ -573,7 +578,7 @@ def plan(
     problems += _far(config, models)
     if disk>free: problems.append(f"`out` needs {disk/1e9:.2f} GB of disk, {free/1e9:.2f} GB are free")
     idle = _idle(config, [s.name for s in slots])
-    return Plan(config, models, slots, rows, problems, notes+also+more+idle, shards(slots, parse_size(config.shard_size)), memory+held, disk, free)
+    return Plan(config, models, slots, rows, problems, notes+also+more+idle, shards(slots, parse_size(config.shard_size)), memory+held, disk, free, _arrays(config, models, slots, rows))
 
 # %% ../nbs/lib/09_checkpoints.ipynb #1faf3ff4
 _STEP = 2**20 # bytes that are hashed at a time
@@ -596,12 +601,13 @@ class Writer:
         os.truncate(path, self.end)
         self.follow(8+len(head))
 
-    def put(self, s:Slot, x:Tensor) -> None: # One of `slots`, or some of the entries that begin with it; and its numbers
+    def put(self, s:Slot, x:Tensor|np.ndarray) -> None: # One of `slots`, or some of the entries that begin with it; and its numbers
         "Write a tensor, or a part, in its place."
-        assert (x.dtype, x.shape)==(s.dtype, s.shape), f'{s.name}: {x.dtype} {tuple(x.shape)} in the place of {s.dtype} {s.shape}'
+        assert s.dtype.of(x) and x.shape==s.shape, f'{s.name}: {x.dtype} {tuple(x.shape)} in the place of {s.dtype} {s.shape}'
+        if not isinstance(x, np.ndarray): x = x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         with open(self.path, 'r+b') as f:
             f.seek(self.starts[s.name] + s.entries.start*s.dtype.itemsize)
-            f.write(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            f.write(np.ascontiguousarray(x).data)
 
     def follow(self, n:int) -> None: # Bytes that are in their places now, from where it was left
         "Take more of the file into the hash."
@@ -662,8 +668,8 @@ def _parts(p:Plan, merger:Merger, slots:list[Slot]) -> Iterator[Slot]:
 def _read_slot(p:Plan, part:bool, s:Slot) -> tuple[list[Tensor], Tensor|None]:
     "Read one tensor of each model, or a part, and of the base if the method needs it; vocabularies made equal."
     n, needs = len(p.config.models), METHODS[p.config.method].needs_base
-    xs = [c.read(t, part and not s.vocab, s.entries if s.run else None) for c,t in zip(p.models[:n+needs], s.of)]
-    if s.dtype.is_floating_point:
+    xs = [c.read(t, part and not s.vocab, s.entries if s.run else None, p.arrays) for c,t in zip(p.models[:n+needs], s.of)]
+    if s.dtype.is_floating_point and not p.arrays:
         xs = [x.to(p.config.device, torch.float32) for x in xs]
         if s.vocab: xs = fill_rows(xs, [r.to(xs[0].device) for r in p.rows[:n+needs]], needs)
     return xs[:n], xs[n] if needs else None
@@ -686,7 +692,7 @@ def _told(p:Plan, s:Slot, do:Callable, xs:list, base:Tensor|None) -> Any:
 
 def _merge_slot(p:Plan, merger:Merger, s:Slot) -> Tensor:
     "Read and merge one tensor, and round it to the type of the output."
-    def do(name, *of): return y if (y := merger(name, *of)).dtype==s.dtype else _round(y, s.dtype, name)
+    def do(name, *of): return y if s.dtype.of(y := merger(name, *of)) else _round(y, s.dtype.torch, name)
     return _told(p, s, do, *_read_slot(p, False, s))
 
 def _scan(p:Plan, merger:Merger, jobs:list[Slot]) -> None:
@@ -721,7 +727,7 @@ def _write_rest(p:Plan, folder:Path) -> None:
     of = next(c for c in p.models if c.source==(p.config.tokenizer or first.source))
     for f in sorted(of.folder.iterdir()):
         if f.is_file() and re.match(_ALONG + r'|.*\.py$'*('auto_map' in of.config), f.name): shutil.copyfile(f, folder/f.name)
-    config, one = dict(first.config), next((str(s.dtype).removeprefix('torch.') for s in p.slots if s.dtype.is_floating_point), None)
+    config, one = dict(first.config), next((s.dtype.name for s in p.slots if s.dtype.is_floating_point), None)
     if p.config.dtype: config['torch_dtype' if 'torch_dtype' in config else 'dtype'] = one
     new = {'vocab_size':len(p.rows[0])} if p.rows else {}
     lent = any(len(set(of)) < len(of) for of in zip(*(s.of for s in p.slots)))
@@ -885,7 +891,7 @@ def _fill(p:Plan, folder:Path) -> Plan:
     "Make all files of the result in `folder`."
     if p.config.data: p = _with_measured(p, folder)
     config, sources = p.config, [*p.models, *(m.file for m in p.measured)]
-    with ThreadPoolExecutor(1) as pool, _one_thread():
+    with ThreadPoolExecutor(1) as pool, nullcontext() if p.arrays else _one_thread():
         read = [pool.submit(c.hashes) for c in sources if config.hashes]
         outputs = _write(p, folder)
         inputs = [f.result() for f in read] or [{e.file.name:'not recorded' for e in c.tensors.values()} for c in sources]

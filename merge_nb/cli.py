@@ -313,12 +313,15 @@ def _merge_config(
     options:dict,       # Options of the method given there
 ) -> Any:               # An `OnDiskConfig`
     "Put a configuration together: what the command line says comes first."
-    from merge_nb.on_disk import OnDiskConfig
+    from merge_nb.on_disk import METHODS, OnDiskConfig
     file = Path(words[0]) if len(words)==1 and words[0].endswith(('.yaml', '.yml', '.toml', '.json')) else None
     start = OnDiskConfig.read(file).model_dump(mode='json', exclude_defaults=True) if file else dict(models=words)
     if 'method' not in start and 'method' not in changes: raise ValueError("`--method` is missing; expected linear, ties, … or a configuration file")
     start = {k:v for k,v in start.items() if not (k in ('base', 'bases') and {'base', 'bases'} & changes.keys())}
-    return OnDiskConfig.read(start | changes | dict(options=(start.get('options') or {}) | options))
+    config = OnDiskConfig.read(start | changes | dict(options=(start.get('options') or {}) | options))
+    if not METHODS[config.method].arrays:
+        with _in_one_go(): import torch
+    return config
 
 def _weight_files(models:list[str]) -> list[Path]:
     "List the weights of those models that are folders."
@@ -365,7 +368,7 @@ def merge(
     "Merge checkpoints, tensor by tensor; with --align and --correct, models are also loaded whole."
     given = dict(method=method, align=align, correct=correct, calibrate=calibrate, calibrate_blocks=calibrate_blocks, order=order, data=data, data_blocks=data_blocks,
         device=device, dtype=dtype, shard_size=shard_size, vocab=vocab, eval=eval_, seed=seed, hashes=hashes) | _bases(base)
-    if hashes is not False and not dry_run: hash_ahead(_weight_files([*models, *(base or [])])) # while PyTorch is loaded
+    if hashes is not False and not dry_run: hash_ahead(_weight_files([*models, *(base or [])])) # while libraries are loaded
     with _in_one_go(): from merge_nb.on_disk import merge_on_disk
     done = merge_on_disk(_merge_config(models, {k:v for k,v in given.items() if v not in (None, [])}, parse_changes(set_ or []) | ({'weights':weight} if weight else {})), out, dry_run)
     print(done, *([] if dry_run else [f'Written: {out}']), sep='\n')

@@ -8,6 +8,7 @@ import ctypes, hashlib, json, mmap, os, random, tomllib
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Iterable, Iterator
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -28,6 +29,16 @@ def choose(
     near = get_close_matches(str(name), options, n=1, cutoff=0.4)
     hint = f"; did you mean {near[0]!r}?" if near else "."
     raise ValueError(f"unknown {what} {name!r}{hint} Known: {', '.join(options)}")
+
+# %% ../nbs/lib/00_core.ipynb #9d2b4e11
+class later:
+    "A module that is imported when something of it is asked for."
+    def __init__(self,
+        name:str, # Such as `torch`
+    ): self._name = name
+    def __getattr__(self, key): return getattr(import_module(self._name), key)
+
+torch = later('torch')
 
 # %% ../nbs/lib/00_core.ipynb #4d97a8ea
 def root(
@@ -117,7 +128,6 @@ def state_hash(
     n:int=16,            # Hexadecimal digits to keep
 ) -> str:                # The key
     "Hash the names, types, shapes and bits of tensors with SHA-256, whatever their order in `state`."
-    import torch
     h = hashlib.sha256()
     for k in sorted(state):
         t = state[k].detach().cpu().contiguous()
@@ -136,7 +146,7 @@ def seed_all(
     seed:int, # Any non-negative integer
 ) -> None:
     "Seed `random`, `numpy` and `torch`."
-    import numpy as np, torch
+    import numpy as np
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)

@@ -8,25 +8,36 @@ import json, mmap, re
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import NamedTuple
-import torch
+from typing import TYPE_CHECKING, Any, NamedTuple
+import numpy as np
 from fastcore.basics import patch
-from torch import Tensor
-from .core import file_hash
+from .core import file_hash, torch
+if TYPE_CHECKING: from torch import Tensor
 
 # %% auto #0
 __all__ = ['Entry', 'read_header', 'metadata', 'Checkpoint', 'open_checkpoint']
 
 # %% ../nbs/lib/08_headers.ipynb #3a487005
-_DTYPES = dict(F64=torch.float64, F32=torch.float32, F16=torch.float16, BF16=torch.bfloat16, F8_E4M3=torch.float8_e4m3fn, F8_E5M2=torch.float8_e5m2,
-    I64=torch.int64, I32=torch.int32, I16=torch.int16, I8=torch.int8, U8=torch.uint8, BOOL=torch.bool)
+class DType(NamedTuple):
+    "A type of numbers."
+    name:str      # In PyTorch
+    itemsize:int  # Bytes
+    @property
+    def is_floating_point(self) -> bool: return 'float' in self.name
+    @property
+    def torch(self) -> Any: return getattr(torch, self.name)
+    def of(self, x) -> bool: return str(x.dtype).removeprefix('torch.')==self.name # Is it that of a tensor, or of an array?
+    def __str__(self): return self.name
+
+_DTYPES = dict(F64=DType('float64', 8), F32=DType('float32', 4), F16=DType('float16', 2), BF16=DType('bfloat16', 2), F8_E4M3=DType('float8_e4m3fn', 1), F8_E5M2=DType('float8_e5m2', 1),
+    I64=DType('int64', 8), I32=DType('int32', 4), I16=DType('int16', 2), I8=DType('int8', 1), U8=DType('uint8', 1), BOOL=DType('bool', 1))
 _RUN = 3**9  # entries, of which a part holds the first sixteenth; a power of three does not fall in step with the size of a head
 
 # %% ../nbs/lib/08_headers.ipynb #8e373bc0
 class Entry(NamedTuple):
     "Where a tensor lies."
     file:Path             # In which file; of the hub, before it is fetched, only its name
-    dtype:torch.dtype     # Of its numbers
+    dtype:DType           # Of its numbers
     shape:tuple[int,...]  # Of the tensor
     start:int             # Its first byte in the file
     size:int              # Bytes
@@ -78,17 +89,19 @@ class Checkpoint:
         name:str,         # Of a tensor
         part:bool=False,  # Only a sixteenth of its entries, spread evenly?
         entries:range|None=None, # Only these, counted from its first, and on through the tensors behind it in the file
-    ) -> Tensor:          # On the CPU; what is written into it stays with it; flat if not whole
+        array:bool=False, # An array of NumPy's, which has no bfloat16 and no float8, without loading PyTorch?
+    ) -> Tensor|np.ndarray: # On the CPU; what is written into it stays with it; flat if not whole
         "Map one tensor into memory; it is read as it is used, and leaves with the tensor."
         e = self.tensors[name]
         if entries is not None: e = e._replace(shape=(len(entries),), start=e.start+entries.start*e.dtype.itemsize, size=len(entries)*e.dtype.itemsize)
         skip = e.start % mmap.ALLOCATIONGRANULARITY
-        if not e.size: return torch.empty(e.shape, dtype=e.dtype)
+        if not e.size: return np.empty(e.shape, e.dtype.name) if array else torch.empty(e.shape, dtype=e.dtype.torch)
         with open(e.file, 'rb') as f:
             try: data = mmap.mmap(f.fileno(), skip+e.size, access=mmap.ACCESS_COPY, offset=e.start-skip)
             except ValueError: raise ValueError(f"{e.file} was cut short after it was checked: {name} ends at byte {e.start+e.size:,}") from None
         if hasattr(data, 'madvise') and not part: data.madvise(mmap.MADV_WILLNEED)  # begin to read now, if it is not in memory
-        x = torch.frombuffer(data, dtype=e.dtype, offset=skip, count=prod(e.shape))
+        if array: return np.frombuffer(data, e.dtype.name, prod(e.shape), skip).reshape(e.shape)
+        x = torch.frombuffer(data, dtype=e.dtype.torch, offset=skip, count=prod(e.shape))
         return torch.cat([r[:-(-len(r)//16)] for r in x.split(_RUN)]) if part else x.reshape(e.shape)
 
 # %% ../nbs/lib/08_headers.ipynb #1fd5572d

@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial, wraps
-from itertools import combinations
-from typing import Any, NamedTuple
-import numpy as np, torch
-import torch.nn.functional as F
+from itertools import combinations, combinations_with_replacement
+from typing import TYPE_CHECKING, Any, NamedTuple
+import numpy as np
 from fastcore.basics import patch
-from jaxtyping import Int
-from torch import Tensor, nn
-from .core import choose, seed_of
+from .core import choose, seed_of, torch
+if TYPE_CHECKING:
+    from jaxtyping import Int
+    from torch import Tensor, nn
 
 # %% auto #0
 __all__ = ['METHODS', 'PIECE', 'RULES', 'Method', 'method', 'linear', 'depths', 'resolve', 'lines', 'Merger', 'merge', 'slerp',
@@ -37,6 +37,7 @@ class Method:
     title:str               # What it does, in one line
     entrywise:bool          # Is each entry of the result made of those in its place alone, once the scan is done?
     shows:bool              # Is an entry of the result NaN or infinite wherever one of an input is?
+    arrays:bool             # Does it take arrays of NumPy's as well as tensors?
 
 METHODS:dict[str, Method] = {}
 
@@ -48,6 +49,7 @@ def method(
     measure:Callable|None=None, # (model, blocks, perhaps seed) -> measured tensors by name; for merges from disk
     entrywise:bool=False,    # Is each entry of the result made of those in its place alone, given what the scan found?
     shows:bool=False,        # Is an entry of the result NaN or infinite wherever one of an input is? Then inputs need no look of their own
+    arrays:bool=False,       # Does it take arrays of NumPy's as well as tensors?
 ) -> Callable:               # A decorator; the function stays as it is
     "Register a function on one tensor of each expert as a way to merge."
     def add(f):
@@ -55,18 +57,21 @@ def method(
         options = {k: p.default for k,p in known.items() if p.kind is p.KEYWORD_ONLY and k not in ('name', 'seed') and k[0]!='_'}
         unused = {'name', 'seed'} - known.keys()
         one = wraps(f)(lambda xs, base=None, **o: f(xs, base, **{k:v for k,v in o.items() if k not in unused}))
-        METHODS[name] = Method(name, one, base, options, scan, data, measure, (f.__doc__ or name).strip().splitlines()[0], entrywise, shows)
+        METHODS[name] = Method(name, one, base, options, scan, data, measure, (f.__doc__ or name).strip().splitlines()[0], entrywise, shows, arrays)
         return f
     return add
 
 # %% ../nbs/lib/08_merge.ipynb #2b8292a9
 PIECE = 2**16  # entries worked on at a time: a few buffers of 256 KiB stay in the cache
 
-def _pieces(*tensors:Tensor, rows:bool=False) -> Iterator[tuple[Tensor, ...]]:
+def _space(x:Tensor|np.ndarray) -> Any: return np if isinstance(x, np.ndarray) else torch  # many functions have the same name in both
+def _float(x:Tensor|np.ndarray) -> Any: return x.astype('float32', copy=False) if isinstance(x, np.ndarray) else x.detach().float()
+
+def _pieces(*tensors:Tensor|np.ndarray, rows:bool=False) -> Iterator[tuple[Tensor|np.ndarray, ...]]:
     "Cut tensors of one shape into matching views of `PIECE` entries, or of a few whole rows."
-    width = tensors[0].shape[-1] if rows and tensors[0].dim() else 1
-    flat = [t.reshape(-1, width) if rows else t.reshape(-1) for t in tensors]
-    return zip(*(f.split(max(1, PIECE//width)) for f in flat))
+    width = tensors[0].shape[-1] if rows and tensors[0].ndim else 1
+    flat, step = [t.reshape(-1, width) if rows else t.reshape(-1) for t in tensors], max(1, PIECE//width)
+    for i in range(0, max(1, len(flat[0])), step): yield tuple(f[i:i+step] for f in flat)
 
 def _weights(weights:Sequence[float]|None, n:int, normalize:bool=False) -> list[float]:
     "Check one weight an expert; if `normalize`, make them sum to 1."
@@ -80,14 +85,15 @@ def _weights(weights:Sequence[float]|None, n:int, normalize:bool=False) -> list[
 
 def _combine(xs:Sequence[Tensor], w:Sequence[float]) -> Tensor:
     "Return the weighted sum of `xs`, exact for copies if `w` sums to 1."
-    out, total = torch.empty_like(xs[0], memory_format=torch.contiguous_format), math.fsum(w)
+    xp, total = _space(xs[0]), math.fsum(w)
+    out = xp.empty_like(xs[0].reshape(-1))
     for o,first,*rest in _pieces(out, *xs):
         so_far = first if abs(total-1)<1e-12 else first*total
-        for x,a in zip(rest, w[1:]): so_far = torch.add(so_far, x-first, alpha=a, out=o)
-        if so_far is not o: o.copy_(so_far)
-    return out
+        for x,a in zip(rest, w[1:]): so_far = xp.add(so_far, (x-first)*a, out=o)
+        if so_far is not o: o[:] = so_far
+    return out.reshape(xs[0].shape)
 
-@method('linear', entrywise=True, shows=True)
+@method('linear', entrywise=True, shows=True, arrays=True)
 def linear(
     xs:list[Tensor], base:Tensor|None=None, *, # The tensor of each expert; the base is not used
     weights:Sequence[float]|None=None,  # One an expert; None: all the same
@@ -177,15 +183,15 @@ class Merger:
 @patch
 def _read(self:Merger, name:str, xs:Sequence[Tensor], base:Tensor|None, look:bool=True) -> list[Tensor]|None:
     "Check that tensors belong together and, if `look`, hold numbers; return them in float32, the base last, or None for integers."
-    out, who = [], [f'expert {i}' for i in range(len(xs))] + ['the base']
+    out, who, floats = [], [f'expert {i}' for i in range(len(xs))] + ['the base'], lambda x: 'float' in str(x.dtype)
     for x,w in zip([*xs, *([] if base is None else [base])], who):
         if x.shape!=xs[0].shape: raise ValueError(f"{name!r} has shape {tuple(xs[0].shape)} in expert 0 and {tuple(x.shape)} in {w}")
-        if x.is_floating_point()!=xs[0].is_floating_point(): raise ValueError(f"{name!r} is {xs[0].dtype} in expert 0 and {x.dtype} in {w}")
-        if not x.is_floating_point():
-            if not torch.equal(x, xs[0]): raise ValueError(f"{name!r} holds integers, which cannot be averaged, and {w} differs from expert 0")
+        if floats(x)!=floats(xs[0]): raise ValueError(f"{name!r} is {xs[0].dtype} in expert 0 and {x.dtype} in {w}")
+        if not floats(x):
+            if not (x==xs[0]).all(): raise ValueError(f"{name!r} holds integers, which cannot be averaged, and {w} differs from expert 0")
             continue
-        out.append(x := x.detach().float())
-        if look and not math.isfinite(x.sum()) and not x.isfinite().all(): raise ValueError(f"{name!r} holds NaN or infinity in {w}")
+        out.append(x := _float(x))
+        if look and not math.isfinite(x.sum()) and not _space(x).isfinite(x).all(): raise ValueError(f"{name!r} holds NaN or infinity in {w}")
     return out or None
 
 @patch
@@ -202,12 +208,13 @@ def look(self:Merger,
     if found := self._read(name, xs, base): self.scan.update(name, found[:len(xs)], None if base is None else found[-1], part)
 
 @patch
+@np.errstate(over='ignore', invalid='ignore')
 def __call__(self:Merger,
     name:str, xs:Sequence[Tensor], base:Tensor|None=None, # The tensor of each expert and of the base, of any type
 ) -> Tensor: # Of the type of `base`, or of the first expert
     "Merge one tensor."
     found, like = self._read(name, xs, base, look=not (self.method.shows or self.scan)), xs[0] if base is None else base   # a scan has looked
-    if not found or not like.numel(): return like.clone()
+    if not found or not math.prod(like.shape): return _space(like).asarray(like, copy=True)
     extra = self.scan.result() if self.scan else {}
     if d := self.method.data: extra[d] = [o.get(name) for o in self.options[d]]
     y = self.method.one(found[:len(xs)], None if base is None else found[-1], name=name, seed=self.seed, **self.at(name), **extra)
@@ -226,12 +233,12 @@ def _check_option(key:str, value:Any, default:Any) -> None:
         if not math.isfinite(value): raise ValueError(f"`{key}` is {value}; expected a finite number")
     if key=='density' and not 0 < value <= 1: raise ValueError(f"`density` is {value}; expected a fraction in (0, 1], the part that is kept")
 
-def _round(y:Tensor, dtype:torch.dtype, name:str) -> Tensor:
+def _round(y:Tensor|np.ndarray, dtype:Any, name:str) -> Any:
     "Round to `dtype`, and refuse what becomes infinite by it."
     if y.dtype==dtype and math.isfinite(y.sum()): return y
-    z = y.to(dtype)
-    low, high = map(float, y.aminmax()) if y.numel() else (0., 0.)
-    if not max(-low, high) <= torch.finfo(dtype).max and not z.float().isfinite().all():
+    xp, z = _space(y), y if y.dtype==dtype else y.to(dtype)
+    low, high = (float(y.min()), float(y.max())) if math.prod(y.shape) else (0., 0.)
+    if not max(-low, high) <= xp.finfo(dtype).max and not xp.isfinite(_float(z)).all():
         raise ValueError(f"{name!r} of the merge reaches {max(-low, high):g}, which {dtype} cannot hold; expected smaller numbers or a wider type")
     return z
 
@@ -259,16 +266,18 @@ def merge(
 # %% ../nbs/lib/08_merge.ipynb #fcc038e5
 def _gram(xs:Sequence[Tensor], base:Tensor|None=None) -> np.ndarray:
     "Compute the inner products of all tensors, or of their differences from `base`, in double precision."
-    total = torch.zeros(len(xs), len(xs), dtype=torch.float64, device=xs[0].device)
-    room = total.new_empty(len(xs), min(PIECE, xs[0].numel()))
-    for ps in _pieces(*xs, *([] if base is None else [base])):
+    n, ts = len(xs), [np.asarray(x) if str(x.device)=='cpu' else x for x in [*xs, *([] if base is None else [base])]]
+    xp, (i,j), out = _space(ts[0]), np.triu_indices(n), np.empty((n, n))
+    room, total = xp.stack([xp.asarray(t.reshape(-1)[:PIECE], dtype=xp.float64) for t in ts[:n]]), [0.]*len(i)
+    for ps in _pieces(*ts):
         x = room[:,:len(ps[0])]
-        for to,p in zip(x, ps): to.copy_(p)
+        for to,p in zip(x, ps): to[:] = p
         if base is not None: x -= ps[-1]
-        total += x @ x.T
-    return total.cpu().numpy()
+        total = [t + xp.einsum('i,i', p, q) for t,(p,q) in zip(total, combinations_with_replacement(x, 2))]
+    out[i,j] = out[j,i] = [float(t) for t in total]
+    return out
 
-@method('slerp', shows=True)
+@method('slerp', shows=True, arrays=True)
 def slerp(
     xs:list[Tensor], base:Tensor|None=None, *, # The tensor of two experts; the base is not used
     t:float=0.5,              # Fraction of the angle, from the first to the second
@@ -301,7 +310,7 @@ def _sphere_weights(cos:np.ndarray, w:np.ndarray) -> np.ndarray|None:
         c = math.cos(step)*c + math.sin(step)/step*v
     return c
 
-@method('karcher')
+@method('karcher', arrays=True)
 def karcher(
     xs:list[Tensor], base:Tensor|None=None, *, # The tensor of each expert; the base is not used
     weights:Sequence[float]|None=None,  # One an expert, positive; None: all the same
@@ -312,7 +321,7 @@ def karcher(
     g = _gram(xs)
     norms = np.sqrt(g.diagonal())
     c = _sphere_weights(g/np.outer(norms, norms), np.array(w)) if norms.all() else None
-    return _combine(xs, w if c is None else list(c*(w@norms)/norms))
+    return _combine(xs, w if c is None else (c*(w@norms)/norms).tolist())
 
 # %% ../nbs/lib/08_merge.ipynb #9e0131f0
 def _sum(ts:list[Tensor], w:list[float]) -> Tensor:
@@ -570,7 +579,7 @@ def ties(
         s = _one_scan(xs, base, _each(density, len(xs)), w)
         _cuts, _tie = s.cuts, 1 if kit else s.tie
     cuts = [_below(c) for c in _cuts]
-    return _through(xs, base, partial(_elect, w=w, tie=_tie, mean=merge=='mean', signed=kit), lambda_, lambda i,t: F.hardshrink(t, cuts[i]))
+    return _through(xs, base, partial(_elect, w=w, tie=_tie, mean=merge=='mean', signed=kit), lambda_, lambda i,t: torch.nn.functional.hardshrink(t, cuts[i]))
 
 # %% ../nbs/lib/08_merge.ipynb #9d8d58ca
 def _streams(n:int, name:str, seed:int) -> list[np.random.Generator]:
@@ -653,7 +662,7 @@ def breadcrumbs(
     top = [min(int(g*size), size-int(d*size)) for d,g in zip(density, gamma)]   # so many are dropped; the next one stays
     cuts = _one_scan([*xs, *xs], base, [min(1., d+g) for d,g in zip(density, gamma)] + [min(1., (k+1.5)/max(1, size)) for k in top], [0.]*(2*n)).cuts
     last = [float((x-base).abs().min()) if 0<k==size-1 else c for x,k,c in zip(xs, top, cuts[n:])]   # the largest that stays
-    def thin(i, t): return F.hardshrink(t, _below(cuts[i])) - (F.hardshrink(t, last[i]) if top[i] else 0)
+    def thin(i, t): return torch.nn.functional.hardshrink(t, _below(cuts[i])) - (torch.nn.functional.hardshrink(t, last[i]) if top[i] else 0)
     return _through(xs, base, partial(rule, w=_weights(weights, n)), lambda_, thin)
 
 # %% ../nbs/lib/08_merge.ipynb #ca897ed7
@@ -748,7 +757,7 @@ def fisher_diagonal(
         for x in torch.from_numpy(read_blocks(blocks)[0].astype(np.int64)).split(1):
             logits = model(input_ids=x.to(device)).logits[0,:-1].float()
             drawn = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=g)[:,0].to(device)
-            grads = torch.autograd.grad(F.cross_entropy(logits, drawn, reduction='sum'), list(params.values()), allow_unused=True)
+            grads = torch.autograd.grad(torch.nn.functional.cross_entropy(logits, drawn, reduction='sum'), list(params.values()), allow_unused=True)
             for t,d in zip(total.values(), grads): t.addcmul_(d.float(), d.float()) if d is not None else None
             tokens += len(logits)
     finally:
@@ -784,9 +793,9 @@ def input_grams(
     def hook(module, args):
         x, k = args[0].detach().reshape(-1, args[0].shape[-1]).float(), own[id(module.weight)]
         total[k] = total.get(k, 0) + (x.T@x).reshape(x.shape[1], x.shape[1], *([1] if type(module).__name__=='Conv1D' else []))
-    shared = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}   # a tied head stays an embedding
+    shared = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}   # a tied head stays an embedding
     for m in model.modules():
-        if (isinstance(m, nn.Linear) or type(m).__name__=='Conv1D') and id(m.weight) not in shared: hooks.append(m.register_forward_pre_hook(hook))
+        if (isinstance(m, torch.nn.Linear) or type(m).__name__=='Conv1D') and id(m.weight) not in shared: hooks.append(m.register_forward_pre_hook(hook))
     mode, device = model.training, next(model.parameters()).device
     try:
         model.eval()

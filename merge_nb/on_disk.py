@@ -12,13 +12,12 @@ from functools import partial
 from math import prod
 from pathlib import Path
 from secrets import token_hex
-from typing import Any, NamedTuple
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, NamedTuple
 from .checkpoints import MergeConfig, Plan, Slot, Writer, _blocks, _card, _line, _own_names, _pinned, _record, merge_checkpoints, plan, vocabulary
-from .core import choose, file_hash, seed_of, state_hash
+from .core import choose, file_hash, seed_of, state_hash, torch
 from .headers import Checkpoint, open_checkpoint
 from .merge import METHODS
+if TYPE_CHECKING: from torch import Tensor
 
 # %% auto #0
 __all__ = ['OnDiskConfig', 'with_biases', 'plan_on_disk', 'Match', 'match_checkpoints', 'write_permuted', 'Aligned',
