@@ -6,7 +6,7 @@ A Llama of 134 million parameters in float32 and two fine-tunes of it, which are
 folder (about 5 GB of disk). Seconds are of whole commands, the interpreter's start and all hashes among them, with nothing left to write
 on the disk, and models and the tool's environment in the page cache: all of it is read before each command, since some systems drop what nobody has read
 for a few seconds. So are seconds of processor time. Memory is the peak of the process. `disk to disk` is the function alone, without
-hashes, over the time of copying one of the files.
+hashes, over the time of copying one of the files; by turns, and each finds the memory that the other gave back.
 
 `MERGE_NB_MERGEKIT` names the folder of the commands of another environment in which mergekit is installed, such as /venv/bin, and
 `MERGE_NB_FUSIONBENCH` the same for FusionBench. Without the first, the targets that compare are left out. Our methods are at their
@@ -50,12 +50,12 @@ for i in range(int(sys.argv[2])+1):
     start = time.perf_counter()
     shutil.copyfile(f'{home}/a/model.safetensors', f'{home}/copy')
     copied = time.perf_counter()-start
+    os.unlink(f'{home}/copy')
     os.sync()
     start = time.perf_counter()
     merge_checkpoints(config, f'{home}/out')
     if i: print(copied, time.perf_counter()-start)
     shutil.rmtree(f'{home}/out')
-    os.unlink(f'{home}/copy')
 """
 YAML = """
 merge_method: {method}

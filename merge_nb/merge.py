@@ -85,11 +85,12 @@ def _weights(weights:Sequence[float]|None, n:int, normalize:bool=False) -> list[
 
 def _combine(xs:Sequence[Tensor], w:Sequence[float]) -> Tensor:
     "Return the weighted sum of `xs`, exact for copies if `w` sums to 1."
-    xp, total = _space(xs[0]), math.fsum(w)
-    out = xp.empty_like(xs[0].reshape(-1))
+    out, total = (xp := _space(xs[0])).empty_like(xs[0].reshape(-1)), math.fsum(w)
     for o,first,*rest in _pieces(out, *xs):
         so_far = first if abs(total-1)<1e-12 else first*total
-        for x,a in zip(rest, w[1:]): so_far = xp.add(so_far, (x-first)*a, out=o)
+        for x,a in zip(rest, w[1:]):
+            d = xp.subtract(x, first, out=None if so_far is o else o)
+            so_far = xp.add(so_far, xp.multiply(d, a, out=d), out=o)
         if so_far is not o: o[:] = so_far
     return out.reshape(xs[0].shape)
 
