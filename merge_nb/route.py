@@ -6,6 +6,7 @@
 from __future__ import annotations
 import copy, html, itertools
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -112,17 +113,35 @@ class _Any(NamedTuple):
         out.copy_(torch.autograd.grad(y, x, torch.ones_like(y))[0])
         return y.detach()
 
+# %% ../nbs/lib/10_route.ipynb #a2f61c31
+_aten = torch.ops.aten
+_KERNELS = {F.relu: (_aten.relu_, partial(_aten.threshold_backward.grad_input, threshold=0)),
+            F.silu: (_aten.silu_, _aten.silu_backward.grad_input),
+            F.gelu: (_aten.gelu_, _aten.gelu_backward.grad_input),
+            _gelu: (partial(_aten.gelu_, approximate='tanh'), partial(_aten.gelu_backward.grad_input, approximate='tanh'))}
+
+class _Kernel(NamedTuple):
+    "An activation with kernels for itself and its derivative; both may write into `x`."
+    on:Callable
+    back:Callable # (gradient, x, grad_input)
+
+    def slope(self, x:Tensor, out:Tensor) -> Tensor:
+        self.back(out.fill_(1), x, grad_input=out)
+        return self.on(x)
+
 # %% ../nbs/lib/10_route.ipynb #b1c0a9e6
-def _quick(act:Callable, x:Tensor, room:_Room) -> _Gelu|_Any: return _Gelu(room) if act is _gelu and x.device.type=='cpu' and x.itemsize>=4 else _Any(act)
+def _quick(act:Callable, x:Tensor, room:_Room) -> _Gelu|_Kernel|_Any:
+    if act is _gelu and x.device.type=='cpu' and x.itemsize>=4: return _Gelu(room)
+    return _Kernel(*_KERNELS[act]) if act in _KERNELS else _Any(act)
 
 def _known(act:nn.Module) -> Callable|None:
-    "Name the GELU by tanh, however it is written; another activation stays; None if it does not take each entry by itself."
-    x = torch.linspace(-6, 6, 97)
+    "Name a common activation, however it is written; another stays; None if it does not take each entry by itself."
+    x = torch.linspace(-6, 6, 97).sinh()  # some cut off what is large
     try:
         with torch.no_grad(): y, each = act(x), act(x[:,None])[:,0]
     except (RuntimeError, TypeError, IndexError): return None
     if y.shape!=each.shape or not torch.allclose(y, each, equal_nan=True): return None
-    return _gelu if torch.allclose(y, _gelu(x), rtol=1e-5, atol=1e-6) else act
+    return next((k for k in _KERNELS if torch.allclose(y, k(x), rtol=1e-5, atol=1e-6)), act)
 
 # %% ../nbs/lib/10_route.ipynb #c162e51c
 class _Opened(NamedTuple):
@@ -137,7 +156,7 @@ def _matrix(m:nn.Module, dtype:torch.dtype) -> tuple[Float[Tensor, "i o"], Tenso
 
 def _times(x:Tensor, w:Tensor, b:Tensor|None) -> Tensor: return x@w if b is None else torch.addmm(b, x, w)
 
-def _hidden(act:Callable, pre:Sequence[Tensor]) -> Tensor: return act(pre[0]) if len(pre)==1 else act(pre[0])*pre[1]
+def _hidden(act:Callable, pre:Sequence[Tensor]) -> Tensor: return act(pre[0]) if len(pre)==1 else act(pre[0]).mul_(pre[1])
 
 def _open(mlp:nn.Module, width:int) -> _Opened|None:
     "Find the parts of an MLP and check them on random input; None if it has others."
@@ -181,7 +200,7 @@ def _room_for(f:nn.Module|_Opened, x:Tensor, stream:bool, left:int) -> list[Tens
     hidden = [_matrix(u, x.dtype)[0].shape[1] for u in f.ups] if stream else []
     return [x.new_empty(len(x), d) for d in (x.shape[1], *hidden)] if len(x)*(x.shape[1]+sum(hidden))<=left else []
 
-def _sloped(act:_Gelu|_Any, pre:Sequence[Tensor], slopes:Sequence[Tensor]) -> Tensor:
+def _sloped(act:_Gelu|_Kernel|_Any, pre:Sequence[Tensor], slopes:Sequence[Tensor]) -> Tensor:
     "Return a hidden layer; its derivatives by what goes into it are left in `slopes`."
     y = act.slope(pre[0], slopes[0])
     if len(pre)==1: return y
