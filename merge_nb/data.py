@@ -46,21 +46,26 @@ def text_hash(
     return h.hexdigest()[:16]
 
 # %% ../nbs/lib/01_data.ipynb #361a4560
-def read_jsonl(
-    path:Path|str, # `.jsonl` or `.jsonl.gz`
-) -> Iterator[dict]: # One row a line
-    "Read the rows of a JSON Lines file."
+def _numbered(path:Path|str) -> Iterator[tuple[int,dict]]:
+    "Read the rows of a JSON Lines file, each with the number of its line; blank lines hold none."
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f"`path`: no file {path}")
     opener = gzip.open if path.suffix=='.gz' else open
     try:
-        with opener(path, 'rt', encoding='utf-8') as f:
+        with opener(path, 'rt', encoding='utf-8-sig') as f:
             for i,line in enumerate(f, 1):
+                if not line.strip(): continue
                 try: row = json.loads(line)
                 except json.JSONDecodeError as e: raise ValueError(f"{path}, line {i} is not JSON ({e.msg}): {line[:60]!r}") from None
                 if not isinstance(row, dict): raise ValueError(f"{path}, line {i}: expected an object, found {type(row).__name__}")
-                yield row
+                yield i, row
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as e: raise ValueError(f"{path} cannot be read: {e}") from None
+
+def read_jsonl(
+    path:Path|str, # `.jsonl` or `.jsonl.gz`
+) -> Iterator[dict]: # One row a line
+    "Read the rows of a JSON Lines file."
+    return (row for _,row in _numbered(path))
 
 # %% ../nbs/lib/01_data.ipynb #94e85358
 FORMATS:dict[str,tuple[str,...]] = {
@@ -289,7 +294,7 @@ def synthetic(
 # %% ../nbs/lib/01_data.ipynb #967636af
 def _read_texts(path:Path, format:str) -> list[str]:
     "Read the texts of one file, naming the line that lacks one."
-    return [to_text(r, format, f'{path}, line {i}') for i,r in enumerate(read_jsonl(path), 1)]
+    return [to_text(r, format, f'{path}, line {i}') for i,r in _numbered(path)]
 
 def _from_files(path:Path, files:Sequence[str], format:str) -> tuple[list[str],list[str]]:
     "Gather train and validation texts from a file or a folder."
@@ -330,7 +335,9 @@ def load_domain(
     if kind == 'synthetic': d = synthetic(what, documents, seed)
     else:
         path = Path(source)
-        d = Domain(path.name.split('.')[0], *(_from_files(path, files, format) if path.exists() else _from_hub(str(source), format)))
+        train,val = _from_files(path, files, format) if path.exists() else _from_hub(str(source), format)
+        known = set(val)
+        d = Domain(path.name.split('.')[0], [t for t in train if t not in known], val)
     return Domain(name or d.name, d.train, d.val)
 
 # %% ../nbs/lib/01_data.ipynb #d1a596cb
