@@ -73,6 +73,19 @@ def test_any_shards(tmp_path_factory, shapes, shards, size, dtypes, method):
     if size != '5GB': assert all(p.stat().st_size < 2000 for p in (home/'m').glob('*.safetensors'))
 
 
+@FEW
+@given(shapes=shapes, shards=st.integers(1, 3), weight=st.floats(0, 1), method=st.sampled_from(sorted(k for k,m in METHODS.items() if m.arrays)))
+def test_without_pytorch(tmp_path_factory, shapes, shards, weight, method):
+    "Rules that take arrays give the same bits from arrays as from tensors, whatever else lies in the files."
+    home = tmp_path_factory.mktemp('arrays')
+    states = [state(i, shapes) | {'ids': torch.arange(4), 'flag': torch.tensor([True, False]), 'none': torch.zeros(0, 2)} for i in range(2)]
+    paths = tuple(model(home/str(i), s, shards) for i, s in enumerate(states))
+    options = dict(t=weight) if method == 'slerp' else dict(weights=(weight, 1.))
+    assert merge_checkpoints(MergeConfig(method=method, models=paths, options=options), home/'m').arrays
+    found = load_file(home/'m'/'model.safetensors')
+    for k, w in merge(method, states, **options).items(): assert found[k].dtype == w.dtype and torch.equal(found[k], w), k
+
+
 @pytest.mark.parametrize('method', sorted(k for k,m in METHODS.items() if m.entrywise))
 def test_parts_do_not_show(method, three, tmp_path, monkeypatch):
     *experts, base = three
