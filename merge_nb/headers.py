@@ -100,9 +100,9 @@ class Checkpoint:
             try: data = mmap.mmap(f.fileno(), skip+e.size, access=mmap.ACCESS_COPY, offset=e.start-skip)
             except ValueError: raise ValueError(f"{e.file} was cut short after it was checked: {name} ends at byte {e.start+e.size:,}") from None
         if hasattr(data, 'madvise') and not part: data.madvise(mmap.MADV_WILLNEED)  # begin to read now, if it is not in memory
-        if array: return np.frombuffer(data, e.dtype.name, prod(e.shape), skip).reshape(e.shape)
-        x = torch.frombuffer(data, dtype=e.dtype.torch, offset=skip, count=prod(e.shape))
-        return torch.cat([r[:-(-len(r)//16)] for r in x.split(_RUN)]) if part else x.reshape(e.shape)
+        xp, dtype = (np, e.dtype.name) if array else (torch, e.dtype.torch)
+        x = xp.frombuffer(data, dtype=dtype, offset=skip, count=prod(e.shape))
+        return xp.concatenate([r[:-(-len(r)//16)] for r in (x[i:i+_RUN] for i in range(0, len(x), _RUN))]) if part else x.reshape(e.shape)
 
 # %% ../nbs/lib/08_headers.ipynb #1fd5572d
 @patch(as_prop=True)

@@ -238,7 +238,7 @@ def _round(y:Tensor|np.ndarray, dtype:Any, name:str) -> Any:
     "Round to `dtype`, and refuse what becomes infinite by it."
     if y.dtype==dtype and math.isfinite(y.sum()): return y
     xp, z = _space(y), y if y.dtype==dtype else y.to(dtype)
-    low, high = (float(y.min()), float(y.max())) if math.prod(y.shape) else (0., 0.)
+    low, high = map(float, (y.min(), y.max()) if xp is np else y.aminmax()) if math.prod(y.shape) else (0., 0.)
     if not max(-low, high) <= xp.finfo(dtype).max and not xp.isfinite(_float(z)).all():
         raise ValueError(f"{name!r} of the merge reaches {max(-low, high):g}, which {dtype} cannot hold; expected smaller numbers or a wider type")
     return z
