@@ -6,7 +6,7 @@
 from __future__ import annotations
 import copy, html, itertools
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,8 +26,8 @@ from .interpolate import lerp
 from .models import load_weights, mlps, n_params, same_make, set_mlps, weights
 
 # %% auto #0
-__all__ = ['COLOURS', 'Router', 'RoutedMLP', 'window', 'RoutedConfig', 'RoutedModel', 'route', 'train_router', 'routing',
-           'mean_weights', 'agreement', 'token_html']
+__all__ = ['COLOURS', 'Router', 'RoutedMLP', 'compile_activations', 'window', 'RoutedConfig', 'RoutedModel', 'route',
+           'train_router', 'routing', 'mean_weights', 'agreement', 'token_html']
 
 # %% ../nbs/lib/10_route.ipynb #0dcea77c
 class Router(nn.Module):
@@ -129,8 +129,8 @@ class _Kernel(NamedTuple):
         self.back(out.fill_(1), x, grad_input=out)
         return self.on(x)
 
-# %% ../nbs/lib/10_route.ipynb #b1c0a9e6
 def _quick(act:Callable, x:Tensor, room:_Room) -> _Gelu|_Kernel|_Any:
+    "Choose how an activation is worked out."
     if act is _gelu and x.device.type=='cpu' and x.itemsize>=4: return _Gelu(room)
     return _Kernel(*_KERNELS[act]) if act in _KERNELS else _Any(act)
 
@@ -175,7 +175,7 @@ def _open(mlp:nn.Module, width:int) -> _Opened|None:
 
 # %% ../nbs/lib/10_route.ipynb #ebaa6173
 CHUNK,PART,ROWS = 2**21, 2**17, 512 # Entries of the stream that go through products at a time, and of a hidden layer that stay in the cache of a core; rows from which products are fast
-KEPT = 7*2**20                      # Entries that a layer keeps for the way back, at most
+KEPT = 2**23                        # Entries that a layer keeps for the way back, at most
 
 def _cut(n:int, most:int) -> list[slice]:
     "Cut `n` rows into slices of about one size."
@@ -183,15 +183,10 @@ def _cut(n:int, most:int) -> list[slice]:
     return [slice(i, i+step) for i in range(0, n, step)]
 
 def _steps(x:Float[Tensor, "n d"], hidden:int) -> tuple[int,int]:
-    "Say how many rows go through products at a time, and how many through the activation."
+    "Say how many rows go through products at a time, and how many through the passes of an activation."
     if x.device.type!='cpu' or not hidden: return (max(1, len(x)),)*2
     part = PART*torch.get_num_threads()
     return max(ROWS, 8*PART//hidden if 4*PART//hidden>=ROWS else CHUNK//x.shape[1]), max(1, part//hidden)
-
-def _before(ups:list[tuple[Tensor,Tensor|None]], x:Tensor, step:int, room:_Room) -> Iterator[tuple[list[Tensor], list[Tensor], slice]]:
-    "Yield what goes into the activation: whole, one part after another, and the rows of the part."
-    pre = [room.product(i, x, w) for i,(w,_) in enumerate(ups)]
-    for rows in _cut(len(x), step): yield pre, [p[rows] if b is None else p[rows].add_(b) for p,(_,b) in zip(pre, ups)], rows
 
 # %% ../nbs/lib/10_route.ipynb #b1c0a9e2
 def _room_for(f:nn.Module|_Opened, x:Tensor, stream:bool, left:int) -> list[Tensor]:
@@ -200,12 +195,79 @@ def _room_for(f:nn.Module|_Opened, x:Tensor, stream:bool, left:int) -> list[Tens
     hidden = [_matrix(u, x.dtype)[0].shape[1] for u in f.ups] if stream else []
     return [x.new_empty(len(x), d) for d in (x.shape[1], *hidden)] if len(x)*(x.shape[1]+sum(hidden))<=left else []
 
-def _sloped(act:_Gelu|_Kernel|_Any, pre:Sequence[Tensor], slopes:Sequence[Tensor]) -> Tensor:
-    "Return a hidden layer; its derivatives by what goes into it are left in `slopes`."
-    y = act.slope(pre[0], slopes[0])
-    if len(pre)==1: return y
-    slopes[0].mul_(pre[1])
-    return torch.mul(slopes[1].copy_(y), pre[1], out=pre[0])
+class _Passes(NamedTuple):
+    "A hidden layer by passes over parts of it; what the upper matrices give, `pre`, is written over, and biases come on top."
+    act:_Gelu|_Kernel|_Any
+    room:_Room
+    rows:int # of a part
+
+    def _parts(self, pre, biases):
+        for rows in _cut(len(pre[0]), self.rows): yield [p[rows] if b is None else p[rows].add_(b) for p,b in zip(pre, biases)], rows
+
+    def _slope(self, pre, slopes): # Leave the hidden layer in the first of `pre`
+        y = self.act.slope(pre[0], slopes[0])
+        if len(pre)>1:
+            slopes[0].mul_(pre[1])
+            torch.mul(slopes[1].copy_(y), pre[1], out=pre[0])
+        elif y is not pre[0]: pre[0].copy_(y)
+
+    def on(self, pre, biases): # Leave the hidden layer there
+        for part,_ in self._parts(pre, biases):
+            y = _hidden(self.act.on, part)
+            if y is not part[0]: part[0].copy_(y)
+
+    def slope(self, pre, biases, slopes): # and its derivatives by `pre` in `slopes`
+        for part,rows in self._parts(pre, biases): self._slope(part, [s[rows] for s in slopes])
+
+    def back(self, pre, biases, t, dg): # Leave gradients there, given that of the hidden layer, `t`; add the layer's product with it to `dg`
+        for part,rows in self._parts(pre, biases):
+            self._slope(part, slopes := [self.room.space(('slope', i), p, p.shape) for i,p in enumerate(part)])
+            dg[rows].add_(torch.linalg.vecdot(part[0], t[rows]))
+            for p,s in zip(part, slopes): torch.mul(s, t[rows], out=p)
+
+# %% ../nbs/lib/10_route.ipynb #b1c0a9f1
+def _logistic(x:Tensor) -> Tensor: return x*torch.sigmoid((8/torch.pi)**.5*(x + .044715*x*x*x)) # `_gelu`, quicker when compiled
+
+def _look(act:Callable, pre:Sequence[Tensor], biases:Sequence[Tensor|None]) -> tuple[Tensor, list[Tensor]]:
+    "Return a hidden layer and its derivatives."
+    x,*factor = [p if b is None else p+b for p,b in zip(pre, biases)]
+    y,back = torch.func.vjp(act, x)
+    d, = back(torch.ones_like(y))
+    return (y*factor[0], [d*factor[0], y]) if factor else (y, [d])
+
+def _fused_on(act, pre, biases): pre[0].copy_(_look(act, pre, biases)[0])
+
+def _fused_slope(act, pre, biases, slopes):
+    y,found = _look(act, pre, biases)
+    for to,new in zip([pre[0], *slopes], [y, *found]): to.copy_(new)
+
+def _fused_back(act, pre, biases, t, dg):
+    y,slopes = _look(act, pre, biases)
+    dg.add_((y*t).sum(-1))
+    for p,s in zip(pre, slopes): p.copy_(s*t)
+
+@cache
+def _compiled(f:Callable) -> Callable: return torch.compile(f, dynamic=True)
+
+class _Fused(NamedTuple):
+    "The same as `_Passes` in one kernel each."
+    act:Callable
+
+    def on(self, *args): _compiled(_fused_on)(self.act, *args)
+    def slope(self, *args): _compiled(_fused_slope)(self.act, *args)
+    def back(self, *args): _compiled(_fused_back)(self.act, *args)
+
+# %% ../nbs/lib/10_route.ipynb #b1c0a9f6
+def _opened(mlp:nn.Module, width:int, compiled:bool) -> nn.Module|_Opened:
+    "Open an MLP, if it can be."
+    if (f := _open(mlp, width)) is None: return mlp
+    return f._replace(act=_Fused(_logistic if f.act is _gelu else f.act)) if compiled else f
+
+def _upper(f:_Opened, x:Tensor, room:_Room) -> tuple[Sequence[Tensor], Sequence[Tensor|None], int, _Passes|_Fused]:
+    "Return matrices and biases under the activation, how many rows go through them at a time, and what works out the hidden layer."
+    ups,biases = zip(*(_matrix(m, x.dtype) for m in f.ups))
+    chunk,part = _steps(x, ups[0].shape[1])
+    return ups, biases, chunk, f.act if isinstance(f.act, _Fused) else _Passes(_quick(f.act, x, room), room, part)
 
 # %% ../nbs/lib/10_route.ipynb #7272412f
 def _whole(f:nn.Module, x:Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
@@ -220,13 +282,13 @@ def _run(f:nn.Module|_Opened, x:Float[Tensor, "n d"], room:_Room, slopes:Sequenc
     if not isinstance(f, _Opened):
         for rows in _cut(len(x), _steps(x, 4*x.shape[1])[0]): yield rows, _whole(f, x[rows])
         return
-    act,ups,down = _quick(f.act, x, room), [_matrix(m, x.dtype) for m in f.ups], _matrix(f.down, x.dtype)
-    chunk,part = _steps(x, ups[0][0].shape[1])
-    for all_ in _cut(len(x), chunk):
-        for (h,*_),pre,rows in _before(ups, x[all_], part, room):
-            y = _sloped(act, pre, [s[all_][rows] for s in slopes]) if slopes else _hidden(act.on, pre)
-            if y is not pre[0]: h[rows] = y
-        yield all_, room.product('out', h, *down)
+    ups,biases,chunk,layer = _upper(f, x, room)
+    down = _matrix(f.down, x.dtype)
+    for rows in _cut(len(x), chunk):
+        pre = [room.product(i, x[rows], w) for i,w in enumerate(ups)]
+        if slopes: layer.slope(pre, biases, [s[rows] for s in slopes])
+        else: layer.on(pre, biases)
+        yield rows, room.product('out', pre[0], *down)
 
 def _back(f:nn.Module|_Opened, x:Tensor, dy:Tensor, stream:bool, room:_Room) -> Iterator[tuple[slice, Float[Tensor, "n"], Tensor|None]]:
     "Yield rows, the gradient of the weight of one expert and, if `stream`, of its input where that weight is 1."
@@ -235,22 +297,20 @@ def _back(f:nn.Module|_Opened, x:Tensor, dy:Tensor, stream:bool, room:_Room) -> 
             with torch.enable_grad(): y = _whole(f, p := x[rows].detach().requires_grad_(stream))
             yield rows, (dy[rows]*y.detach()).sum(-1), torch.autograd.grad(y, p, dy[rows])[0] if stream else None
         return
-    act,ups,(w,b) = _quick(f.act, x, room), [_matrix(m, x.dtype) for m in f.ups], _matrix(f.down, x.dtype)
-    chunk,part = _steps(x, ups[0][0].shape[1])
-    for all_ in _cut(len(x), chunk):
-        d = dy[all_]
+    ups,biases,chunk,layer = _upper(f, x, room)
+    w,b = _matrix(f.down, x.dtype)
+    for rows in _cut(len(x), chunk):
+        d = dy[rows]
         t,dg = room.product('t', d, w.t()), d.new_zeros(len(d)) if b is None else d@b
-        for whole,pre,rows in _before(ups, x[all_], part, room):
-            slopes = [room.space(('slope', i), p, p.shape) for i,p in enumerate(pre)]
-            dg[rows].add_(torch.linalg.vecdot(_sloped(act, pre, slopes), t[rows]))
-            for p,s in zip(pre, slopes): torch.mul(s, t[rows], out=p)
-        yield all_, dg, _below(ups, whole, room) if stream else None
+        pre = [room.product(i, x[rows], u) for i,u in enumerate(ups)]
+        layer.back(pre, biases, t, dg)
+        yield rows, dg, _below(ups, pre, room) if stream else None
 
 # %% ../nbs/lib/10_route.ipynb #b1c0a9e3
-def _below(ups:list[tuple[Tensor,Tensor|None]], grads:Sequence[Tensor], room:_Room) -> Tensor:
+def _below(ups:Sequence[Tensor], grads:Sequence[Tensor], room:_Room) -> Tensor:
     "Take gradients of what goes into the activation to what the matrices multiply."
     dx = None
-    for h,(u,_) in zip(grads, ups): dx = room.product('out', h, u.t(), dx)
+    for h,u in zip(grads, ups): dx = room.product('out', h, u.t(), dx)
     return dx
 
 def _back_kept(f:_Opened, dy:Tensor, kept:Sequence[Tensor], room:_Room) -> Iterator[tuple[slice, Float[Tensor, "n"], Tensor|None]]:
@@ -258,7 +318,7 @@ def _back_kept(f:_Opened, dy:Tensor, kept:Sequence[Tensor], room:_Room) -> Itera
     (out,*slopes),everything = kept, slice(0, len(dy))
     dg = torch.linalg.vecdot(out, dy)
     if not slopes: yield everything, dg, None; return
-    ups,(w,_) = [_matrix(m, dy.dtype) for m in f.ups], _matrix(f.down, dy.dtype)
+    ups,w = [_matrix(m, dy.dtype)[0] for m in f.ups], _matrix(f.down, dy.dtype)[0]
     for rows in _cut(len(dy), max(ROWS, _steps(dy, w.shape[0])[1])):
         t = room.product('t', dy[rows], w.t())
         grads = [torch.mul(s[rows], t, out=room.space(i, t, t.shape)) for i,s in enumerate(slopes[1:])]
@@ -314,7 +374,7 @@ class RoutedMLP(nn.Module):
     ):
         super().__init__()
         self.router,self.decision,self.experts,self.sparse,self.last = router, decision, list(experts), sparse, last
-        self.opened,self.watch = None, None
+        self.opened,self.watch,self.compiled = None, None, False
 
     def weigh(self, x:Float[Tensor, "*n d"]) -> Float[Tensor, "*n e"]:
         "Weigh the experts for each token."
@@ -327,11 +387,26 @@ class RoutedMLP(nn.Module):
         if len(self.experts)==1: return self.experts[0](x)
         g = self.weigh(x)
         if self.watch is not None: self.watch(g.detach())
-        if self.opened is None: self.opened = [_open(m, x.shape[-1]) or m for m in self.experts]
+        if self.opened is None: self.opened = [_opened(m, x.shape[-1], self.compiled) for m in self.experts]
         kind,flat = x.device.type, x.reshape(-1, x.shape[-1])
         if torch.is_autocast_enabled(kind): flat = flat.to(torch.get_autocast_dtype(kind))
         with torch.autocast(kind, enabled=False): y = _Mixture.apply(flat, g.reshape(-1, g.shape[-1]), self.opened, self.sparse, torch.is_grad_enabled())
         return y.view(x.shape).to(x.dtype)
+
+# %% ../nbs/lib/10_route.ipynb #b1c0a9f3
+def compile_activations(
+    model:nn.Module,    # With routed MLPs
+    on:bool=True,       # False: by passes again
+) -> nn.Module:         # `model` itself; what it returns differs by rounding
+    "Work out the hidden layers of experts, and their slopes, in one compiled kernel each; raise `RuntimeError` where `torch.compile` finds no compiler."
+    if not (routed := [m for m in model.modules() if isinstance(m, RoutedMLP)]): raise ValueError("`model` has no routed MLP: make one with `route`")
+    if on:
+        x = torch.ones(2, 3, device=next((p.device for p in model.parameters()), None))
+        try:
+            with torch.no_grad(): _compiled(_fused_on)(F.relu, [x], [None])
+        except Exception as e: raise RuntimeError("`torch.compile` cannot compile here; it asks for a C++ compiler, or for Triton on a GPU. Without, leave `compile_activations` out") from e
+    for m in routed: m.compiled,m.opened = on, None
+    return model
 
 # %% ../nbs/lib/10_route.ipynb #3f456f01
 def window(
