@@ -78,8 +78,9 @@ class _Room(dict):
         return views[shape]
 
     def product(self, name:Any, a:Float[Tensor, "n d"], b:Float[Tensor, "d m"], add:Tensor|None=None) -> Float[Tensor, "n m"]:
-        out = self.space(name, a, (len(a), b.shape[1]))
-        return torch.mm(a, b, out=out) if add is None else torch.addmm(add, a, b, out=out)
+        return _times(a, b, add, self.space(name, a, (len(a), b.shape[1])))
+
+def _times(x:Tensor, w:Tensor, b:Tensor|None, out:Tensor|None=None) -> Tensor: return torch.mm(x, w, out=out) if b is None else torch.addmm(b, x, w, out=out)
 
 # %% ../nbs/lib/10_route.ipynb #61440912
 def _gelu(x:Tensor) -> Tensor: return F.gelu(x, approximate='tanh')
@@ -153,8 +154,6 @@ class _Opened(NamedTuple):
 def _matrix(m:nn.Module, dtype:torch.dtype) -> tuple[Float[Tensor, "i o"], Tensor|None]:
     "Return the matrix and the bias that `m` multiplies tokens with, from the right."
     return (m.weight if isinstance(m, Conv1D) else m.weight.t()).to(dtype), None if m.bias is None else m.bias.to(dtype)
-
-def _times(x:Tensor, w:Tensor, b:Tensor|None) -> Tensor: return x@w if b is None else torch.addmm(b, x, w)
 
 def _hidden(act:Callable, pre:Sequence[Tensor]) -> Tensor: return act(pre[0]) if len(pre)==1 else act(pre[0]).mul_(pre[1])
 
@@ -277,18 +276,20 @@ def _whole(f:nn.Module, x:Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         raise ValueError(f"{type(f).__name__} does not return what it adds to the stream and nothing else; such MLPs cannot be routed")
     return y[0]
 
-def _run(f:nn.Module|_Opened, x:Float[Tensor, "n d"], room:_Room, slopes:Sequence[Tensor]=()) -> Iterator[tuple[slice, Tensor]]:
-    "Apply one expert: yield rows, and what becomes of them, (rows, d); leave slopes in `slopes`, if there is room."
+def _run(f:nn.Module|_Opened, x:Float[Tensor, "n d"], room:_Room, kept:Sequence[Tensor]=()) -> Iterator[tuple[slice, Tensor]]:
+    "Apply one expert: yield rows, and what becomes of them, (rows, d); leave that, and slopes, in `kept`, if there is room."
     if not isinstance(f, _Opened):
-        for rows in _cut(len(x), _steps(x, 4*x.shape[1])[0]): yield rows, _whole(f, x[rows])
+        for rows in _cut(len(x), _steps(x, 4*x.shape[1])[0]):
+            y = _whole(f, x[rows])
+            yield rows, kept[0][rows].copy_(y) if kept else y
         return
     ups,biases,chunk,layer = _upper(f, x, room)
-    down = _matrix(f.down, x.dtype)
+    down,slopes = _matrix(f.down, x.dtype), kept[1:]
     for rows in _cut(len(x), chunk):
         pre = [room.product(i, x[rows], w) for i,w in enumerate(ups)]
         if slopes: layer.slope(pre, biases, [s[rows] for s in slopes])
         else: layer.on(pre, biases)
-        yield rows, room.product('out', pre[0], *down)
+        yield rows, _times(pre[0], *down, kept[0][rows] if kept else room.space('out', x, x[rows].shape))
 
 def _back(f:nn.Module|_Opened, x:Tensor, dy:Tensor, stream:bool, room:_Room) -> Iterator[tuple[slice, Float[Tensor, "n"], Tensor|None]]:
     "Yield rows, the gradient of the weight of one expert and, if `stream`, of its input where that weight is 1."
@@ -316,10 +317,10 @@ def _below(ups:Sequence[Tensor], grads:Sequence[Tensor], room:_Room) -> Tensor:
 def _back_kept(f:_Opened, dy:Tensor, kept:Sequence[Tensor], room:_Room) -> Iterator[tuple[slice, Float[Tensor, "n"], Tensor|None]]:
     "Yield the same from what `_run` left."
     (out,*slopes),everything = kept, slice(0, len(dy))
-    dg = torch.linalg.vecdot(out, dy)
+    dg = torch.mul(out, dy, out=room.space('out', dy, dy.shape)).sum(-1)
     if not slopes: yield everything, dg, None; return
     ups,w = [_matrix(m, dy.dtype)[0] for m in f.ups], _matrix(f.down, dy.dtype)[0]
-    for rows in _cut(len(dy), max(ROWS, _steps(dy, w.shape[0])[1])):
+    for rows in _cut(len(dy), _steps(dy, w.shape[0])[0]):
         t = room.product('t', dy[rows], w.t())
         grads = [torch.mul(s[rows], t, out=room.space(i, t, t.shape)) for i,s in enumerate(slopes[1:])]
         yield rows, dg[rows], _below(ups, [t.mul_(slopes[0][rows]), *grads], room)
@@ -340,10 +341,9 @@ class _Mixture(torch.autograd.Function):
         for _,f,seen,w in _Mixture._theirs(experts, g.to(y.dtype), sparse):
             kept.append(mine := _room_for(f, xs := x[seen], ctx.needs_input_grad[0], left))
             left -= sum(t.numel() for t in mine)
-            for rows,part in _run(f, xs, room, mine[1:]):
-                if mine: mine[0][rows] = part
+            for rows,part in _run(f, xs, room, mine):
                 part,v = part.to(y.dtype), w[rows]
-                y.index_add_(0, seen[rows], part.mul_(v)) if sparse else y[rows].addcmul_(part, v)
+                y.index_add_(0, seen[rows], part*v) if sparse else y[rows].addcmul_(part, v)
         ctx.save_for_backward(x, g, *(t for mine in kept for t in mine))
         ctx.experts,ctx.sparse,ctx.kept = experts, sparse, [len(mine) for mine in kept]
         return y.to(x.dtype)
