@@ -4,7 +4,7 @@
 
 # %% ../nbs/lib/00_core.ipynb #870625d0
 from __future__ import annotations
-import ctypes, hashlib, json, mmap, os, random, tomllib
+import ctypes, hashlib, json, mmap, os, platform, random, tomllib
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
@@ -14,8 +14,8 @@ from typing import Any, Iterable, Iterator
 from pydantic import BaseModel, ConfigDict, model_validator
 
 # %% auto #0
-__all__ = ['choose', 'root', 'cache_dir', 'write_beside', 'keep_memory', 'key_of', 'hash_ahead', 'file_hash', 'state_hash',
-           'seed_of', 'seed_all', 'Frozen']
+__all__ = ['choose', 'root', 'cache_dir', 'write_beside', 'keep_memory', 'cpu_name', 'key_of', 'hash_ahead', 'file_hash',
+           'state_hash', 'seed_of', 'seed_all', 'Frozen']
 
 # %% ../nbs/lib/00_core.ipynb #83d513b1
 def choose(
@@ -79,6 +79,14 @@ def keep_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(-3, 2**25)   # M_MMAP_THRESHOLD, at most this: blocks up to here are kept
         mallopt(-1, 2**31-1) # M_TRIM_THRESHOLD
+
+# %% ../nbs/lib/00_core.ipynb #3d5e7a11
+def cpu_name() -> str: # Such as "AMD EPYC 9355 32-Core Processor"
+    "Return the processor's own name where the system tells it, else its family."
+    p = Path('/proc/cpuinfo')
+    lines = p.read_text(errors='replace').splitlines() if p.exists() else []
+    names = [l.split(':', 1)[1].strip() for l in lines if l.startswith('model name')]
+    return names[0] if names else platform.processor() or platform.machine()
 
 # %% ../nbs/lib/00_core.ipynb #6d854674
 def key_of(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 import merge_nb
 from pydantic import BaseModel
-from .core import choose, root, write_beside
+from .core import choose, cpu_name, root, write_beside
 if TYPE_CHECKING: import pandas as pd
 
 # %% auto #0
@@ -48,19 +48,12 @@ def tree_state(
     except (OSError, subprocess.CalledProcessError): return Tree()
 
 # %% ../nbs/lib/13_results.ipynb #d3624288
-def _cpu_name() -> str:
-    "The processor's own name where the system tells it, else its family."
-    p = Path('/proc/cpuinfo')
-    lines = p.read_text(errors='replace').splitlines() if p.exists() else []
-    names = [l.split(':', 1)[1].strip() for l in lines if l.startswith('model name')]
-    return names[0] if names else platform.processor() or platform.machine()
-
 def _device(device) -> dict:
     "What `device` is, in words."
     import torch
     try: device = torch.device(device)
     except RuntimeError: raise ValueError(f"`device` is {device!r}: expected what torch.device takes, such as 'cpu' or 'cuda:0'") from None
-    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else _cpu_name()
+    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else cpu_name()
     return {'kind':device.type, 'name':name, 'threads':torch.get_num_threads(), 'cores':os.cpu_count()}
 
 def _version(package:str) -> str|None:

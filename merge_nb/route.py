@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
-from .core import choose, state_hash
+from .core import choose, cpu_name, state_hash
 from .evaluate import _evaluating, read_blocks
 from .finetune import FinetuneConfig, finetune
 from .interpolate import lerp
@@ -67,6 +67,24 @@ class Router(nn.Module):
         g = g*torch.zeros_like(g).scatter(-1, kept, 1.)
         return g/g.sum(-1, keepdim=True) if self.renormalise else g
 
+# %% ../nbs/lib/10_route.ipynb #7be1d402
+FEW = 64 # Tokens from which oneDNN is worth its call
+
+@cache
+def _mkl_lags() -> bool:
+    "Is MKL the slower one here?"
+    return torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, '_linear_pointwise') and 'Intel' not in cpu_name()
+
+def _onednn(x:Tensor) -> bool: return x.dtype==torch.float32 and x.device.type=='cpu' and len(x)>=FEW and torch.backends.mkldnn.enabled and _mkl_lags()
+
+def _times(x:Float[Tensor, "n i"], w:Float[Tensor, "i o"], b:Tensor|None=None, out:Tensor|None=None) -> Float[Tensor, "n o"]:
+    "Multiply tokens with a matrix from the right and add `b`, of one token or of all; write into `out`, if given."
+    if not _onednn(x): return torch.mm(x, w, out=out) if b is None else torch.addmm(b, x, w, out=out)
+    row = b is not None and b.dim()==1
+    y = torch.ops.mkldnn._linear_pointwise(x, w.t(), b if row else None, 'none', [], '')
+    if b is not None and not row: y.add_(b)
+    return y if out is None else out.copy_(y)
+
 # %% ../nbs/lib/10_route.ipynb #5d0c7a31
 class _Room(dict):
     "Memory that one call uses again and again."
@@ -78,9 +96,7 @@ class _Room(dict):
         return views[shape]
 
     def product(self, name:Any, a:Float[Tensor, "n d"], b:Float[Tensor, "d m"], add:Tensor|None=None) -> Float[Tensor, "n m"]:
-        return _times(a, b, add, self.space(name, a, (len(a), b.shape[1])))
-
-def _times(x:Tensor, w:Tensor, b:Tensor|None, out:Tensor|None=None) -> Tensor: return torch.mm(x, w, out=out) if b is None else torch.addmm(b, x, w, out=out)
+        return _times(a, b, add, None if _onednn(a) else self.space(name, a, (len(a), b.shape[1]))) # oneDNN makes its own room
 
 # %% ../nbs/lib/10_route.ipynb #61440912
 def _gelu(x:Tensor) -> Tensor: return F.gelu(x, approximate='tanh')
@@ -268,6 +284,11 @@ def _upper(f:_Opened, x:Tensor, room:_Room) -> tuple[Sequence[Tensor], Sequence[
     chunk,part = _steps(x, ups[0].shape[1])
     return ups, biases, chunk, f.act if isinstance(f.act, _Fused) else _Passes(_quick(f.act, x, room), room, part)
 
+def _before(x:Tensor, ups:Sequence[Tensor], biases:Sequence[Tensor|None], room:_Room) -> tuple[list[Tensor], Sequence[Tensor|None]]:
+    "Multiply with the matrices under the activation; return the products, and the biases that are still to come on top."
+    if _onednn(x): return [_times(x, u, b) for u,b in zip(ups, biases)], [None]*len(ups)
+    return [room.product(i, x, u) for i,u in enumerate(ups)], biases
+
 # %% ../nbs/lib/10_route.ipynb #7272412f
 def _whole(f:nn.Module, x:Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     "Apply an MLP that is not opened, as its model does, to a batch of one text."
@@ -286,10 +307,10 @@ def _run(f:nn.Module|_Opened, x:Float[Tensor, "n d"], room:_Room, kept:Sequence[
     ups,biases,chunk,layer = _upper(f, x, room)
     down,slopes = _matrix(f.down, x.dtype), kept[1:]
     for rows in _cut(len(x), chunk):
-        pre = [room.product(i, x[rows], w) for i,w in enumerate(ups)]
-        if slopes: layer.slope(pre, biases, [s[rows] for s in slopes])
-        else: layer.on(pre, biases)
-        yield rows, _times(pre[0], *down, kept[0][rows] if kept else room.space('out', x, x[rows].shape))
+        pre,more = _before(x[rows], ups, biases, room)
+        if slopes: layer.slope(pre, more, [s[rows] for s in slopes])
+        else: layer.on(pre, more)
+        yield rows, _times(pre[0], *down, kept[0][rows]) if kept else room.product('out', pre[0], *down)
 
 def _back(f:nn.Module|_Opened, x:Tensor, dy:Tensor, stream:bool, room:_Room) -> Iterator[tuple[slice, Float[Tensor, "n"], Tensor|None]]:
     "Yield rows, the gradient of the weight of one expert and, if `stream`, of its input where that weight is 1."
@@ -303,8 +324,8 @@ def _back(f:nn.Module|_Opened, x:Tensor, dy:Tensor, stream:bool, room:_Room) -> 
     for rows in _cut(len(x), chunk):
         d = dy[rows]
         t,dg = room.product('t', d, w.t()), d.new_zeros(len(d)) if b is None else d@b
-        pre = [room.product(i, x[rows], u) for i,u in enumerate(ups)]
-        layer.back(pre, biases, t, dg)
+        pre,more = _before(x[rows], ups, biases, room)
+        layer.back(pre, more, t, dg)
         yield rows, dg, _below(ups, pre, room) if stream else None
 
 # %% ../nbs/lib/10_route.ipynb #b1c0a9e3
@@ -326,26 +347,33 @@ def _back_kept(f:_Opened, dy:Tensor, kept:Sequence[Tensor], room:_Room) -> Itera
         yield rows, dg[rows], _below(ups, [t.mul_(slopes[0][rows]), *grads], room)
 
 # %% ../nbs/lib/10_route.ipynb #239e6d47
+def _repeat(seen:Int[Tensor, "n"], w:Float[Tensor, "n"]) -> tuple[Tensor, Tensor]:
+    "Repeat the first token, with weight 0, up to a multiple of `FEW`."
+    more = -len(seen)%FEW
+    return torch.cat([seen, seen[:1].expand(more)]), F.pad(w, (0, more))
+
 class _Mixture(torch.autograd.Function):
     "A weighted sum of frozen experts."
     @staticmethod
-    def _theirs(experts, g, sparse): # Each expert, the tokens it sees, and their weights
+    def _theirs(experts, g, sparse, even): # Each expert, the tokens it sees, and their weights; `even`: may tokens be repeated?
         for i,(f,w) in enumerate(zip(experts, g.unbind(-1))):
             seen = w.nonzero().squeeze(1) if sparse else slice(None)
-            yield i, f, seen, w[seen,None]
+            w = w[seen]
+            if even and len(seen)>=FEW: seen,w = _repeat(seen, w)
+            yield i, f, seen, w[:,None]
 
     @staticmethod
     def forward(ctx, x, g, experts, sparse, back): # `back`: will there be a way back?
         y,room = torch.zeros(x.shape, dtype=torch.float32 if x.dtype.itemsize<4 else x.dtype, device=x.device), _Room()
-        kept,left = [], KEPT if back else -1
-        for _,f,seen,w in _Mixture._theirs(experts, g.to(y.dtype), sparse):
+        kept,left,even = [], KEPT if back else -1, sparse and _onednn(x)
+        for _,f,seen,w in _Mixture._theirs(experts, g.to(y.dtype), sparse, even):
             kept.append(mine := _room_for(f, xs := x[seen], ctx.needs_input_grad[0], left))
             left -= sum(t.numel() for t in mine)
             for rows,part in _run(f, xs, room, mine):
                 part,v = part.to(y.dtype), w[rows]
                 y.index_add_(0, seen[rows], part*v) if sparse else y[rows].addcmul_(part, v)
         ctx.save_for_backward(x, g, *(t for mine in kept for t in mine))
-        ctx.experts,ctx.sparse,ctx.kept = experts, sparse, [len(mine) for mine in kept]
+        ctx.experts,ctx.sparse,ctx.even,ctx.kept = experts, sparse, even, [len(mine) for mine in kept]
         return y.to(x.dtype)
 
     @staticmethod
@@ -354,7 +382,7 @@ class _Mixture(torch.autograd.Function):
         (x,g,*kept),stream,sparse = ctx.saved_tensors, ctx.needs_input_grad[0], ctx.sparse
         dy,room = dy.to(x.dtype), _Room()
         dg,dx = torch.zeros_like(g), torch.zeros_like(x) if stream else None
-        for i,f,seen,w in _Mixture._theirs(ctx.experts, g, sparse):
+        for i,f,seen,w in _Mixture._theirs(ctx.experts, g, sparse, ctx.even):
             mine,kept = kept[:ctx.kept[i]], kept[ctx.kept[i]:]
             for rows,a,d in _back_kept(f, dy[seen], mine, room) if mine else _back(f, x[seen], dy[seen], stream, room):
                 at,v = seen[rows] if sparse else rows, w[rows].to(x.dtype)
