@@ -3,9 +3,9 @@
     python benchmarks/route.py [--threads 2] [--runs 7] [--json PATH]
 
 Experts are the MLPs of a fresh GPT-2; `e` experts, width `d`, `n` tokens. Forward and backward gives the gradients of the router and
-of the stream, and none of a frozen matrix. Bare products write into one buffer, without biases, activations and routing: 2 products
+of the stream, and none of a frozen matrix. Bare products are made by the library that ours would take, MKL or oneDNN, without biases, activations and routing: 2 products
 an expert forward; backward 2 where all hidden layers are kept, 3 where none is, for each is worked out again. Ours keeps some, those
-of as many experts as fit under a limit: of eight that see all tokens seven at width 96, none at width 768. Contestants agree in
+of as many experts as fit under a limit: of eight that see all tokens seven at width 96, one at width 768. Contestants agree in
 values and gradients, which is checked, and take turns within each run. *Compiled* needs a C++ compiler. A ratio is the row's seconds over those of the row its note names, or of the first row of its
 case. Bytes are those of the tensors made in one pass and alive at one time, weights and input apart.
 """
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from _timing import main, ratio, row, target, timed
 from merge_nb.models import _Bytes, load_base, mlps, pico
-from merge_nb.route import RoutedMLP, Router, compile_activations, route
+from merge_nb.route import RoutedMLP, Router, _Room, compile_activations, route
 
 GELU = 'gelu_pytorch_tanh'  # one kernel; `gelu_new`, the default of GPT-2, is the same function in eight
 WIDE, NARROW = (768, 2048), (96, 2304)  # width and tokens
@@ -59,18 +59,19 @@ def gradients(f:Callable, moe:RoutedMLP, x:Tensor) -> list[Tensor]:
 
 def both(f:Callable, moe:RoutedMLP, x:Tensor): return lambda: gradients(f, moe, x)
 
-def bare(fs:Sequence[nn.Module], x:Tensor, back:int=0):
+def torch_mm(room:_Room, name:str, a:Tensor, b:Tensor) -> Tensor: return torch.mm(a, b, out=room.space(name, a, (len(a), b.shape[1])))
+
+def bare(fs:Sequence[nn.Module], x:Tensor, back:int=0, product:Callable=_Room.product):
     "Return a function that makes the bare products: 2 an expert forward, and `back` backward."
-    n,d = x.shape
-    h, y = torch.empty(n, 4*d), torch.empty(n, d)
+    room = _Room()
     def go():
         for f in fs:
             up, down = f.c_fc.weight, f.c_proj.weight
-            torch.mm(x, up, out=h)
-            torch.mm(h, down, out=y)
-            if back==3: torch.mm(x, up, out=h)    # the hidden layer again
-            if back: torch.mm(y, down.T, out=h)   # through the lower matrix
-            if back: torch.mm(h, up.T, out=y)     # through the upper one
+            h = product(room, 'h', x, up)
+            y = product(room, 'y', h, down)
+            if back==3: h = product(room, 'h', x, up)    # the hidden layer again
+            if back: h = product(room, 'h', y, down.T)   # through the lower matrix
+            if back: y = product(room, 'y', h, up.T)     # through the upper one
     return go
 
 def check(moe:RoutedMLP, x:Tensor, *others:Callable) -> None:
@@ -92,13 +93,13 @@ def dense(runs:int, size:tuple[int, int], act:str=GELU) -> tuple[list[dict], dic
     fast.router = moe.router
     check(moe, x, hand, mask, fast)
     ways = {'2 products': bare(fs, x), 'forward': forward(moe, x), 'loop, forward': forward(hand, x), '4 products': bare(fs, x, 2),
-            '5 products': bare(fs, x, 3), 'both': both(moe, moe, x), 'compiled': both(fast, moe, x),
+            '5 products': bare(fs, x, 3), '5 products, torch.mm': bare(fs, x, 3, torch_mm), 'both': both(moe, moe, x), 'compiled': both(fast, moe, x),
             'loop': both(hand, moe, x), 'masked loop': both(mask, moe, x)}
     t = dict(zip(ways, timed(runs, *ways.values())))
     where = f'{n:,} × {d}, {act}'
     told = [('2 products', '2 products', 'bare products of a forward pass'), ('forward', '2 products', 'ours, no gradients'),
             ('loop, forward', '2 products', 'sum of weight × module, no gradients'), ('4 products', '5 products', 'bare, all hidden layers kept'),
-            ('5 products', '5 products', 'bare, no hidden layer kept'), ('both', '5 products', 'ours, forward and backward'),
+            ('5 products', '5 products', 'bare, no hidden layer kept'), ('5 products, torch.mm', '5 products', 'the same by MKL'), ('both', '5 products', 'ours, forward and backward'),
             ('compiled', '5 products', 'ours, activations compiled, forward and backward'),
             ('loop', '5 products', 'sum of weight × module, autograd'), ('masked loop', '5 products', 'boolean mask for each expert, autograd')]
     return [row(f'{d}, {name}', t[name], t[over], f'{what}; 8 experts, {where}; over {over}') for name,over,what in told], t
