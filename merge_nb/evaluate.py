@@ -16,6 +16,7 @@ from datasets import Dataset
 from fastcore.basics import patch
 from jaxtyping import Int
 from torch import Tensor, nn
+from .models import quick_layers
 
 # %% auto #0
 __all__ = ['read_blocks', 'Evaluation', 'evaluate', 'split_documents', 'Interval', 'bootstrap', 'paired_bootstrap']
@@ -86,7 +87,7 @@ def _evaluating(model:nn.Module, device:str|torch.device|None) -> Iterator[torch
     try:
         if device is not None: model.to(device)
         model.eval()
-        with torch.inference_mode(): yield model.get_input_embeddings().weight.device
+        with torch.inference_mode(), quick_layers(model): yield model.get_input_embeddings().weight.device
     finally:
         for m,mode in modes.items(): m.training = mode
         if device is not None: model.to(home)

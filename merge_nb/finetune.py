@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from .core import Frozen, key_of, seed_of, state_hash, write_beside
 from .evaluate import _check_ids, read_blocks
-from .models import load_weights, trainable, weights
+from .models import load_weights, quick_layers, trainable, weights
 
 # %% auto #0
 __all__ = ['FinetuneConfig', 'ladder', 'schedule', 'batch_rows', 'rung_path', 'read_tensors', 'next_token_loss', 'run_key',
@@ -174,7 +174,7 @@ def _step(acc:Accelerator, model, opt, params, blocks, step:int, config:Finetune
         x = blocks[part] if isinstance(blocks, Tensor) else blocks[part.tolist()]['input_ids']
         x = x.long().to(acc.device)
         sync = nullcontext() if i==len(parts)-1 else acc.no_sync(model)
-        with sync:
+        with sync, quick_layers(model):
             loss = objective(model, x) * len(part)/len(rows)
             acc.backward(loss)
         total += loss.detach()

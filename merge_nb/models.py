@@ -7,22 +7,25 @@ from __future__ import annotations
 import dataclasses, inspect, json, weakref
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from types import MethodType
 from typing import Iterator, NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as hf_logging
-from .core import choose
+from .core import choose, cpu_name
 
 # %% auto #0
 __all__ = ['pico', 'load_base', 'n_params', 'blocks', 'Parts', 'parts', 'mlps', 'attentions', 'norms', 'trainable', 'weights',
-           'load_weights', 'same_make', 'set_mlps', 'Cost', 'cost']
+           'load_weights', 'same_make', 'set_mlps', 'quick_layers', 'Cost', 'cost']
 
 # %% ../nbs/lib/02_models.ipynb #f840fc3a
 def pico(
@@ -283,6 +286,57 @@ def set_mlps(
         setattr(model.get_submodule(owner), name, m)
     return model
 
+# %% ../nbs/lib/02_models.ipynb #7be1d402
+FEW = 64 # Tokens from which oneDNN is worth its call
+
+@cache
+def _mkl_lags() -> bool:
+    "Is MKL the slower one here?"
+    return torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, '_linear_pointwise') and 'Intel' not in cpu_name()
+
+def _onednn(x:Tensor) -> bool: return x.dtype==torch.float32 and x.device.type=='cpu' and len(x)>=FEW and torch.backends.mkldnn.enabled and _mkl_lags()
+
+def _times(x:Float[Tensor, "n i"], w:Float[Tensor, "i o"], b:Tensor|None=None, out:Tensor|None=None) -> Float[Tensor, "n o"]:
+    "Multiply tokens with a matrix from the right and add `b`, of one token or of all; write into `out`, if given."
+    if not _onednn(x): return torch.mm(x, w, out=out) if b is None else torch.addmm(b, x, w, out=out)
+    row = b is not None and b.dim()==1
+    y = torch.ops.mkldnn._linear_pointwise(x, w.t(), b if row else None, 'none', [], '')
+    if b is not None and not row: y.add_(b)
+    return y if out is None else out.copy_(y)
+
+# %% ../nbs/lib/02_models.ipynb #7be1d408
+class _Product(torch.autograd.Function):
+    "Tokens times a matrix, and the gradients of both."
+    @staticmethod
+    def forward(ctx, x, w, b):
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, w)
+        return _times(x, w, b)
+
+    @staticmethod
+    def backward(ctx, dy):
+        (x,w),dy = ctx.saved_tensors, dy.contiguous()
+        times = torch.mm if torch.is_grad_enabled() else _times # somebody wants gradients of gradients
+        dx,dw,db = ctx.needs_input_grad
+        return times(dy, w.t()) if dx else None, times(x.t(), dy) if dw else None, dy.sum(0) if db else None
+
+def _layer(self:nn.Linear|Conv1D, x:Float[Tensor, "*n i"]) -> Float[Tensor, "*n o"]:
+    "Do what a linear layer does."
+    flat = x.reshape(-1, x.shape[-1])
+    if torch.is_autocast_enabled(x.device.type) or not _onednn(flat): return type(self).forward(self, x)
+    return _Product.apply(flat, self.weight if isinstance(self, Conv1D) else self.weight.t(), self.bias).view(*x.shape[:-1], -1)
+
+# %% ../nbs/lib/02_models.ipynb #7be1d409
+@contextmanager
+def quick_layers(
+    model:nn.Module, # Its `nn.Linear` and `Conv1D` layers, in float32 on a CPU
+) -> Iterator[None]:
+    "Let the layers of `model` multiply by the faster library within this block; what they return differs by rounding."
+    layers = [m for m in model.modules() if type(m) in (nn.Linear, Conv1D) and 'forward' not in vars(m)] if _mkl_lags() else []
+    for m in layers: m.forward = MethodType(_layer, m)
+    try: yield
+    finally:
+        for m in layers: del m.forward
+
 # %% ../nbs/lib/02_models.ipynb #240d15bf
 class _Bytes(TorchDispatchMode):
     "Follow the bytes of the tensors made in this block, and the most there were at one time."
@@ -327,7 +381,8 @@ def cost(
 ) -> Cost:
     "Count parameters, multiply-adds a token and peak memory of a forward pass of `model`."
     flops = FlopCounterMode(display=False, custom_mapping={torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attended})
-    with torch.no_grad(), _Bytes(model) as seen: model(input_ids=ids, use_cache=False)
-    with torch.no_grad(), flops: model(input_ids=ids, use_cache=False) # second: a first pass may set things up
+    with torch.no_grad(), torch.backends.mkldnn.flags(enabled=False): # whichever library multiplies, the same is counted
+        with _Bytes(model) as seen: model(input_ids=ids, use_cache=False)
+        with flops: model(input_ids=ids, use_cache=False) # second: a first pass may set things up
     kept = sum(t.numel()*t.element_size() for t in _distinct([*model.parameters(), *model.buffers()]))
     return Cost(n_params(model), n_params(model, trainable=True), flops.get_total_flops()//(2*ids.numel()), kept+seen.peak)

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
-from .core import choose, cpu_name, state_hash
+from .core import choose, state_hash
 from .evaluate import _evaluating, read_blocks
 from .finetune import FinetuneConfig, finetune
 from .interpolate import lerp
-from .models import load_weights, mlps, n_params, same_make, set_mlps, weights
+from .models import FEW, _onednn, _times, load_weights, mlps, n_params, same_make, set_mlps, weights
 
 # %% auto #0
 __all__ = ['COLOURS', 'Router', 'RoutedMLP', 'compile_activations', 'window', 'RoutedConfig', 'RoutedModel', 'route',
@@ -66,24 +66,6 @@ class Router(nn.Module):
         kept = g.sort(dim=-1, descending=True, stable=True).indices[...,:self.top_k]
         g = g*torch.zeros_like(g).scatter(-1, kept, 1.)
         return g/g.sum(-1, keepdim=True) if self.renormalise else g
-
-# %% ../nbs/lib/10_route.ipynb #7be1d402
-FEW = 64 # Tokens from which oneDNN is worth its call
-
-@cache
-def _mkl_lags() -> bool:
-    "Is MKL the slower one here?"
-    return torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, '_linear_pointwise') and 'Intel' not in cpu_name()
-
-def _onednn(x:Tensor) -> bool: return x.dtype==torch.float32 and x.device.type=='cpu' and len(x)>=FEW and torch.backends.mkldnn.enabled and _mkl_lags()
-
-def _times(x:Float[Tensor, "n i"], w:Float[Tensor, "i o"], b:Tensor|None=None, out:Tensor|None=None) -> Float[Tensor, "n o"]:
-    "Multiply tokens with a matrix from the right and add `b`, of one token or of all; write into `out`, if given."
-    if not _onednn(x): return torch.mm(x, w, out=out) if b is None else torch.addmm(b, x, w, out=out)
-    row = b is not None and b.dim()==1
-    y = torch.ops.mkldnn._linear_pointwise(x, w.t(), b if row else None, 'none', [], '')
-    if b is not None and not row: y.add_(b)
-    return y if out is None else out.copy_(y)
 
 # %% ../nbs/lib/10_route.ipynb #5d0c7a31
 class _Room(dict):
