@@ -294,6 +294,13 @@ def _mkl_lags() -> bool:
     "Is MKL the slower one here?"
     return torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, '_linear_pointwise') and 'Intel' not in cpu_name()
 
+@contextmanager
+def _without_onednn() -> Iterator[None]:
+    "Leave all products of this block to `torch.mm`."
+    was,torch.backends.mkldnn.enabled = torch.backends.mkldnn.enabled, False
+    try: yield
+    finally: torch.backends.mkldnn.enabled = was
+
 def _onednn(x:Tensor) -> bool: return x.dtype==torch.float32 and x.device.type=='cpu' and len(x)>=FEW and torch.backends.mkldnn.enabled and _mkl_lags()
 
 def _times(x:Float[Tensor, "n i"], w:Float[Tensor, "i o"], b:Tensor|None=None, out:Tensor|None=None) -> Float[Tensor, "n o"]:
@@ -381,7 +388,7 @@ def cost(
 ) -> Cost:
     "Count parameters, multiply-adds a token and peak memory of a forward pass of `model`."
     flops = FlopCounterMode(display=False, custom_mapping={torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attended})
-    with torch.no_grad(), torch.backends.mkldnn.flags(enabled=False): # whichever library multiplies, the same is counted
+    with torch.no_grad(), _without_onednn(): # whichever library multiplies, the same is counted
         with _Bytes(model) as seen: model(input_ids=ids, use_cache=False)
         with flops: model(input_ids=ids, use_cache=False) # second: a first pass may set things up
     kept = sum(t.numel()*t.element_size() for t in _distinct([*model.parameters(), *model.buffers()]))
