@@ -105,8 +105,8 @@ def reproduce(name:Name, scale:Scale='small', data:Data=None,
     strict:Annotated[bool, typer.Option(help='Fail if a number differs.')]=False, cache:Cache=None, device:Device=None, jobs:Jobs=1):
     "Run an experiment from nothing, compare every number with the committed record, and write a page."
     from merge_nb import experiments
-    page,wrong = experiments.reproduce(name, scale, out, cache, data=data, device=device, jobs=jobs)
-    print(experiments.verdict(wrong))
+    page,wrong,said = experiments.reproduce(name, scale, out, cache, data=data, device=device, jobs=jobs)
+    print(said)
     print(f'Summary: {page}')
     if strict and wrong: raise typer.Exit(1)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, NamedTuple
 from fastcore.basics import patch
 from filelock import FileLock
 from .core import Frozen, cache_dir, choose, keep_memory, key_of, root, write_beside
@@ -19,7 +19,7 @@ from .results import SCALES, Record, compare, disagreements, is_current, recall,
 
 # %% auto #0
 __all__ = ['EXPERIMENTS', 'PAGE', 'Experiment', 'register', 'names', 'find', 'load_config', 'Progress', 'Run', 'run', 'verdict',
-           'summary', 'recorded', 'reproduce']
+           'summary', 'recorded', 'Reproduction', 'reproduce']
 
 # %% ../nbs/lib/15_experiments.ipynb #dcdfe2c3
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Experiment:
     figures:dict[str,tuple]         # Title: (function of a table and axes that draws, what to see)
     work:Callable[...,int]          # (configuration): units of work, for the progress bar
     measured:tuple[str,...]         # Columns that hold results
+    claims:Callable|None = None     # (table): `claim` and `holds`, a row a claim; None: it makes none
 
 EXPERIMENTS:dict[str,Experiment] = {}
 
@@ -328,12 +329,28 @@ def _device(device:str|None) -> str:
 
 # %% ../nbs/lib/15_experiments.ipynb #f7b9ce10
 def verdict(
-    wrong:int|None, # Numbers that differ; None if there was nothing to compare with
+    wrong:int|None,          # Numbers that differ; None if there was nothing to compare with
+    ours:Record|None=None,   # A run, and
+    theirs:Record|None=None, # its record: if numbers differ, what may be why, and what becomes of the claims
 ) -> str:
-    "Say in a sentence whether a run agrees with its record."
+    "Say in a few words whether a run agrees with its record."
     if wrong is None: return 'There is no record of this configuration to compare with.'
     if not wrong: return 'Every number agrees with the record.'
-    return f"{wrong:,} {'number differs' if wrong==1 else 'numbers differ'} from the record."
+    said = f"{wrong:,} {'number differs' if wrong==1 else 'numbers differ'} from the record."
+    return said if theirs is None else ' '.join(filter(None, (said, _elsewhere(ours, theirs), _judged(ours, theirs))))
+
+# %% ../nbs/lib/15_experiments.ipynb #f7b9ce12
+def _elsewhere(ours:Record, theirs:Record) -> str:
+    "Say that rounding may be why numbers differ, where it may."
+    here,there = (_origin(r)['device'] for r in (ours, theirs))
+    return '' if here==there else f'The record was made on {there}, and this run on {here}: sums are added in another order, and training carries that on.'
+
+def _judged(ours:Record, theirs:Record) -> str:
+    "Say which claims are judged alike, if the experiment makes any."
+    if (claims := find(ours.name).claims) is None: return ''
+    mine,said = (claims(r.df).set_index('claim').holds for r in (ours, theirs))
+    other = [c for c in said.index if mine.get(c)!=said[c]]
+    return f'{len(said)-len(other)} of {len(said)} claims are judged alike' + (f"; not so: {', '.join(other)}." if other else '.')
 
 # %% ../nbs/lib/15_experiments.ipynb #d73d9832
 def _origin(r:Record) -> dict[str,str]:
@@ -359,7 +376,7 @@ def _comparison(ours:Record, theirs:Record, measured:set[str], rtol:float, atol:
     keys = [c for c in {**ours.df, **theirs.df} if c not in measured]
     table = compare(ours, theirs, keys, sorted(measured), rtol, atol)
     bad = disagreements(table, rtol=rtol, atol=atol)
-    said = f'<p><b>{verdict(len(bad))}</b> Compared: {len(table):,}. Tolerance: {rtol:g} relative or {atol:g} absolute.</p>'
+    said = f'<p><b>{escape(verdict(len(bad), ours, theirs))}</b> Compared: {len(table):,}. Tolerance: {rtol:g} relative or {atol:g} absolute.</p>'
     return said + (render(bad, html=True, limit=40) if len(bad) else '') + f'<details><summary>All numbers</summary>{render(table, html=True)}</details>', len(bad)
 
 def _figure(title:str, ax:Any, text:str, out:Path) -> str:
@@ -406,13 +423,19 @@ def recorded(
     return found if is_current(found, load_config(name, scale, file)) else None
 
 # %% ../nbs/lib/15_experiments.ipynb #c94f2e80
+class Reproduction(NamedTuple):
+    "What came out of an experiment that was run again."
+    page:Path      # With figures and all numbers
+    wrong:int|None # How many disagree with the record; None without one
+    said:str       # In words
+
 def reproduce(
     name:str,                 # Experiment
     scale:str='small',        # One of `SCALES`
     out:Path|str|None=None,   # Folder of the page; by default `reports/NAME-SCALE`
     cache:Path|str|None=None, # Folder for checkpoints, in a folder of their own there; by default `cache_dir()`
     **options,                # For `run`, such as `data`
-) -> tuple[Path,int|None]:    # The page; how many numbers disagree, or None without a record
+) -> Reproduction:
     "Run an experiment from nothing and compare it with its record."
     theirs = recorded(name, scale, file=options.get('file'))
     cache = (Path(cache) if cache else cache_dir())/f'reproduce-{name}-{scale}'
@@ -423,4 +446,5 @@ def reproduce(
     ours = recall(name, scale, folder=out if scale=='smoke' else file.parent)
     if theirs and not is_current(theirs, ours.config): theirs = None # other seeds, or other changes
     page,wrong = summary(name, ours, theirs, out)
-    return page, wrong if theirs else None
+    wrong = wrong if theirs else None
+    return Reproduction(page, wrong, verdict(wrong, ours, theirs))

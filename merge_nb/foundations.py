@@ -622,7 +622,7 @@ FIGURES:dict[str,tuple[Callable,str]] = {
     'Variations': (_draw_varied, 'What matters in a correction. Change of the loss on own domains against the correction as chosen, with the range over seeds; left of zero is better.')}
 
 MEASURED = ('loss', 'chosen_by', 'value', 'low', 'high', 'seeds_low', 'seeds_high', 'mean', 'median', 'rank', 'cosine', 'distance', 'cka', 'rise', 'moved')
-EXPERIMENT = register(Experiment('foundations', FoundationsConfig, _rows, FIGURES, _work, MEASURED))
+EXPERIMENT = register(Experiment('foundations', FoundationsConfig, _rows, FIGURES, _work, MEASURED, lambda df: claims(df)))
 draw,beside = EXPERIMENT.draw, EXPERIMENT.beside
 
 # %% ../nbs/lib/24_foundations.ipynb #fe38906d

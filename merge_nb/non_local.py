@@ -623,7 +623,7 @@ FIGURES = {
     'Plane, local': (partial(_draw_plane, setting='local'), 'The same plane for experts of one foundation.'),
     **{f'Representation, {NAMES[k]}': (partial(_draw_points, model=k), 'What the head of the last task reads, one colour a class, six classes, along the two main directions of the expert; first seed.') for k in ('expert', 'none', 'repair', 'task')}}
 MEASURED = ('accuracy', 'expert', 'normalised', 'options', 'value', 'low', 'high', 'over', 'over_low', 'over_high', 'ratio', 'median', 'rank', 'across', 'up')
-EXPERIMENT = register(Experiment('non-local', NonLocalConfig, _rows, FIGURES, _work, MEASURED))
+EXPERIMENT = register(Experiment('non-local', NonLocalConfig, _rows, FIGURES, _work, MEASURED, lambda df: _claims(df)))
 draw,beside = EXPERIMENT.draw, EXPERIMENT.beside
 
 # %% ../nbs/lib/23_non_local.ipynb #8d7411a8
@@ -657,3 +657,5 @@ def claims(
         ('control', "statistics of another task's data will do", unit+" lost with another task's data", seeds, g := spread(full['own task']-full["another task's data"]), g[2]<.05),
         ('ours', f'{int(fewest.index[0][0])} examples a task are enough', f'{unit} lost, against {int(s.examples.max())}', seeds, g := spread(fewest.loc[s.examples.max()]-fewest.loc[fewest.index[0][0]]), g[2]<.05)]
     return pd.DataFrame([claim(whose, text, unit, made_of, values, bool(holds)) for whose,text,unit,made_of,values,holds in rows])
+
+def _claims(df:pd.DataFrame) -> pd.DataFrame: return pd.concat([claims(d).assign(claim=lambda t: f'{k}: '+t.claim) for k,d in df.groupby('suite', sort=False)])

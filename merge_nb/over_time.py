@@ -392,7 +392,7 @@ FIGURES:dict[str,tuple[Callable,str]] = {
 # %% ../nbs/lib/20_over_time.ipynb #54a26ade
 MEASURED = ('loss', 'accuracy', 'value', 'chosen', 'expert_loss', 'base_loss', 'barrier', 'best_step', 'low', 'high', 'interior', *(f'{k}{end}' for k in ('gain','harm') for end in ('','_low','_high')),
             *(f'over_{k}{end}' for k in ('base','expert') for end in ('','_low','_high')))
-EXPERIMENT = register(Experiment('over-time', OverTimeConfig, _rows, FIGURES, _work, MEASURED))
+EXPERIMENT = register(Experiment('over-time', OverTimeConfig, _rows, FIGURES, _work, MEASURED, lambda df: claims(df)))
 draw,beside = EXPERIMENT.draw, EXPERIMENT.beside
 
 # %% ../nbs/lib/20_over_time.ipynb #a65054a5

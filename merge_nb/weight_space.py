@@ -528,7 +528,7 @@ FIGURES:dict[str,tuple[Callable,str]] = {
     'Predictors': (_draw_predictors, 'What tells beforehand. Rank correlation of each description of a pair with the loss of the mean of its weights, with 95 % intervals over pairs and seeds.')}
 
 MEASURED = ('loss', 'chosen_by', 'wins', *PREDICTORS[:-1], *(f'over_{k}{end}' for k in ('base','expert') for end in ('','_low','_high')))
-EXPERIMENT = register(Experiment('weight-space', WeightSpaceConfig, _rows, FIGURES, _work, MEASURED))
+EXPERIMENT = register(Experiment('weight-space', WeightSpaceConfig, _rows, FIGURES, _work, MEASURED, lambda df: claims(df)))
 draw,beside = EXPERIMENT.draw, EXPERIMENT.beside
 
 # %% ../nbs/lib/22_weight_space.ipynb #9356eba7

@@ -618,7 +618,7 @@ FIGURES:dict[str,tuple[Callable,str]] = {
     'Preferences': (_draw_preferences, 'One model for all preferences. What the preference for an expert changes in the loss on each text (PWE-MoE).')}
 
 MEASURED = ('loss', 'accuracy', 'chosen', 'cka', 'weight', 'entropy', 'value', 'low', 'high', 'start', 'gain', 'gain_low', 'gain_high', 'seeds_low', 'seeds_high')
-EXPERIMENT = register(Experiment('within-models', WithinConfig, _rows, FIGURES, _work, MEASURED))
+EXPERIMENT = register(Experiment('within-models', WithinConfig, _rows, FIGURES, _work, MEASURED, lambda df: claims(df)))
 draw,beside = EXPERIMENT.draw, EXPERIMENT.beside
 
 # %% ../nbs/lib/21_within_models.ipynb #b9102956
