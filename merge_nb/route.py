@@ -185,6 +185,11 @@ def _steps(x:Float[Tensor, "n d"], hidden:int) -> tuple[int,int]:
     part = PART*torch.get_num_threads()
     return max(ROWS, 8*PART//hidden if 4*PART//hidden>=ROWS else CHUNK//x.shape[1]), max(1, part//hidden)
 
+def _repeat(seen:Int[Tensor, "n"], w:Float[Tensor, "n"]) -> tuple[Tensor, Tensor]:
+    "Repeat the first token, with weight 0, up to a multiple of `FEW`."
+    more = -len(seen)%FEW
+    return torch.cat([seen, seen[:1].expand(more)]), F.pad(w, (0, more))
+
 # %% ../nbs/lib/10_route.ipynb #b1c0a9e2
 def _room_for(f:nn.Module|_Opened, x:Tensor, stream:bool, left:int) -> list[Tensor]:
     "Make room for what `f` returns and, if `stream`, for its slopes; none if there are not enough entries `left`."
@@ -329,11 +334,6 @@ def _back_kept(f:_Opened, dy:Tensor, kept:Sequence[Tensor], room:_Room) -> Itera
         yield rows, dg[rows], _below(ups, [t.mul_(slopes[0][rows]), *grads], room)
 
 # %% ../nbs/lib/10_route.ipynb #239e6d47
-def _repeat(seen:Int[Tensor, "n"], w:Float[Tensor, "n"]) -> tuple[Tensor, Tensor]:
-    "Repeat the first token, with weight 0, up to a multiple of `FEW`."
-    more = -len(seen)%FEW
-    return torch.cat([seen, seen[:1].expand(more)]), F.pad(w, (0, more))
-
 class _Mixture(torch.autograd.Function):
     "A weighted sum of frozen experts."
     @staticmethod
