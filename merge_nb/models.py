@@ -328,7 +328,7 @@ class _Product(torch.autograd.Function):
 
 def _layer(self:nn.Linear|Conv1D, x:Float[Tensor, "*n i"]) -> Float[Tensor, "*n o"]:
     "Do what a linear layer does."
-    flat = x.reshape(-1, x.shape[-1])
+    flat = x.flatten(0, -2) if x.dim()>1 else x[None]
     if torch.is_autocast_enabled(x.device.type) or not _onednn(flat): return type(self).forward(self, x)
     return _Product.apply(flat, self.weight if isinstance(self, Conv1D) else self.weight.t(), self.bias).view(*x.shape[:-1], -1)
 
